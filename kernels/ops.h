@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: Apache-2.0
+// The op table: every computation that has versions per instruction set. Functions work on raw
+// pointers, allocate nothing, throw nothing and run on one thread; lib/ spreads heads and rows over
+// threads and checks the arguments. Every version computes the function of ref/ops_ref.cpp (double);
+// tests/test_kernels.cpp states the bound per op. Letters: d = head_dim, K = 2^nbits, dsub = d / M.
+#pragma once
+
+#include "kernels/blocks.h"
+#include "kernels/layout.h"
+#include "kernels/online_softmax.h"
+
+#include <cstddef>
+#include <cstdint>
+
+namespace million {
+
+/// Decode attention of the query heads that share one KV head over exact f16 rows.
+struct DenseAttendArgs {
+  int n_group;            ///< query heads of the group, 1..16
+  int head_dim;
+  int n_tokens;           ///< may be 0: the state stays as it is
+  const float* q;         ///< [n_group][head_dim], already times 1/sqrt(d)
+  const uint16_t* k;      ///< [n_tokens][head_dim] f16
+  const uint16_t* v;      ///< [n_tokens][head_dim] f16
+  SoftmaxState* state;    ///< [n_group], merged into
+  float* acc;             ///< [n_group][head_dim], merged into
+};
+
+/// The same over f32 rows (decode-then-attend of a codec without a fused kernel).
+struct DenseAttendF32Args {
+  int n_group, head_dim, n_tokens;
+  const float* q;
+  const float* k;         ///< [n_tokens][head_dim]
+  const float* v;
+  SoftmaxState* state;
+  float* acc;
+};
+
+/// One side (keys or values) of a PQ-coded run: blocks as in layout.h.
+struct PqSide {
+  int M, nbits;
+  const uint8_t* const* blocks;  ///< [ceil(n_tokens / kPqBlock)] pointers to blocks
+  const float* centroids;        ///< [M][K][dsub] f32
+};
+
+/// Decode attention directly on codes: K enters as sums of table entries q . centroid, V as
+/// centroids weighted inside the kernel; neither is materialised for the whole run.
+struct PqAttendArgs {
+  int n_group, head_dim, n_tokens;
+  const float* q;         ///< [n_group][head_dim] in the codes' frame, already times 1/sqrt(d)
+  PqSide k, v;
+  float* scratch;         ///< at least pq_scratch_floats(args) floats, 64-byte aligned
+  SoftmaxState* state;    ///< [n_group], merged into
+  float* acc;             ///< [n_group][head_dim], merged into
+};
+/// Scratch of pq_attend: the tables [n_group][M][K], scores [n_group][kPqBlock] and value tables.
+inline std::size_t pq_scratch_floats(int n_group, int head_dim, int k_M, int k_nbits) {
+  return static_cast<std::size_t>(n_group) *
+             ((static_cast<std::size_t>(k_M) << k_nbits) + 4 * kPqBlock +
+              static_cast<std::size_t>(head_dim)) + 4096;
+}
+
+struct Ops {
+  const char* name;  ///< "scalar", "avx2", "avx512"
+
+  // --- conversion and element-wise; n any, pointers unaligned ---
+  void (*f16_to_f32)(const uint16_t* x, float* y, std::size_t n);
+  void (*f32_to_f16)(const float* x, uint16_t* y, std::size_t n);
+  void (*bf16_to_f32)(const uint16_t* x, float* y, std::size_t n);
+  void (*f32_to_bf16)(const float* x, uint16_t* y, std::size_t n);
+  float (*dot)(const float* x, const float* y, std::size_t n);
+  void (*add)(const float* x, float* y, std::size_t n);  ///< y += x
+  /// y[i] = silu(gate[i]) * up[i]
+  void (*swiglu)(const float* gate, const float* up, float* y, std::size_t n);
+  /// y[i] = x[i] * w[i] / sqrt(mean(x^2) + eps)
+  void (*rmsnorm)(const float* x, const float* w, float eps, int n, float* y);
+  /// Rotates pairs of one row: adjacent (2i, 2i+1) or halves (i, i + n_pairs); cs [n_pairs] cos and
+  /// sin separately.
+  void (*rope_row)(float* x, const float* cosines, const float* sines, int n_pairs, bool adjacent);
+  /// log(sum_i exp(x[i])) without overflow.
+  double (*logsumexp)(const float* x, std::size_t n);
+
+  // --- weights; n % 32 == 0 for block types ---
+  void (*dequant_row)(BlockType type, const void* row, int n, float* y);
+  /// x [n] -> n / 32 activation blocks, symmetric int8, round to nearest even.
+  void (*quantize_a8)(const float* x, int n, BlockA8* y);
+  /// y[r] = row_r . x for n_rows rows of `row_bytes` bytes; block types only.
+  void (*gemv_a8)(BlockType type, const void* rows, std::size_t row_bytes, int n_rows, int n,
+                  const BlockA8* x, float* y);
+
+  // --- attention ---
+  void (*attend_f16)(const DenseAttendArgs& args);
+  void (*attend_f32)(const DenseAttendF32Args& args);
+  void (*attend_pq)(const PqAttendArgs& args);
+  /// Prefill: one tile of scores s [rows][ld], of which columns [begin[r], end[r]) of row r are
+  /// visible. s <- exp(scale * s - new max), 0 where not visible (all `cols` columns are written);
+  /// state[r] and acc [rows][head_dim] are rescaled and the sum is updated; P V is the caller's.
+  void (*softmax_tile)(float* s, int rows, int cols, int ld, const int* begin, const int* end,
+                       float scale, SoftmaxState* state, float* acc, int head_dim);
+
+  // --- product quantization ---
+  /// codes[i] = argmin_c |x_i - cent_c|^2 over c in [0, K), lowest index on ties, for n rows
+  /// x_i = x + i * stride of dsub values. cent_t [dsub][K] is the transposed codebook.
+  void (*pq_encode)(const float* x, std::size_t stride, int n, const float* cent_t, int K, int dsub,
+                    uint16_t* codes);
+};
+
+/// Instruction-set levels, slowest first.
+enum class Isa { kScalar, kAvx2, kAvx512 };
+
+/// The table in use: the best level of this CPU unless MILLION_ISA=scalar|avx2|avx512 or set_isa
+/// says otherwise. avx512 means F, BW, DQ, VL, VBMI and VNNI.
+const Ops& ops();
+/// Table of one level; nullptr when this CPU (or build) lacks it.
+const Ops* ops_for(Isa isa);
+/// Forces a level; false when the CPU lacks it. Not thread-safe: call at start.
+bool set_isa(Isa isa);
+/// Name of a forced level that could not be honoured by MILLION_ISA, or nullptr.
+const char* isa_request_error();
+
+}  // namespace million

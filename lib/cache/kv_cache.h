@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: Apache-2.0
+// The cache of one sequence: per layer and KV head the first S tokens exact (sinks), then sealed
+// tokens as codes, then the recent window exact. A token is stored in exactly one of the three.
+//
+// What the query at position i sees is a function of i alone, so results do not depend on how a
+// sequence is cut into calls:
+//   decode_path    tokens [S, sealed_end(i + 1)) from codes, the rest exact
+//   all_distorted  tokens [S, i + 1 - window) from codes (the paper's perplexity has S = window = 0)
+#pragma once
+
+#include "lib/quant/codec.h"
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+namespace million {
+
+enum class Protocol { kDecodePath, kAllDistorted };
+const char* protocol_name(Protocol p);
+Protocol parse_protocol(std::string_view text);
+
+/// Allocated bytes of one sequence's cache; `shared` are the codebooks, counted once.
+struct CacheBytes {
+  uint64_t codes = 0, scales = 0, outliers = 0, sinks = 0, window = 0, shared = 0;
+  uint64_t cache() const { return codes + scales + outliers + sinks + window; }
+  uint64_t total() const { return cache() + shared; }
+};
+
+/// A method ready to run: parsed spec and trained codecs of a model. Shared by many caches.
+struct Method {
+  MethodSpec spec;
+  std::shared_ptr<const Codec> key_codec, value_codec;  ///< both trained
+  CalibrationInfo calibration;                          ///< empty when nothing was trained
+  double nominal_bits() const;
+};
+
+class KvCache {
+ public:
+  KvCache(const KvGeometry& geometry, Method method, Protocol protocol, bool async_encode = false);
+  ~KvCache();
+
+  const KvGeometry& geometry() const;
+  int64_t n_tokens() const;
+
+  /// Appends n tokens of one layer and computes their causal attention. Layers are called in order,
+  /// each with the same n; n_tokens() grows after the last layer. Rows: q, out [n][n_heads][d];
+  /// k_pre, k, v [n][n_kv_heads][d]; q and k after RoPE. all_distorted with a codec whose
+  /// block_tokens() > 1 takes one call per sequence (Error(kUsage) otherwise).
+  void attend(int layer, const float* q, const float* k_pre, const float* k, const float* v, int n,
+              float* out);
+  CacheBytes bytes() const;
+  /// Bits per stored value from allocated bytes; with_shared counts the codebooks too.
+  double measured_bits(bool with_shared) const;
+  void clear();
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace million

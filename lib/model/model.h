@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: Apache-2.0
+// A loaded model: configuration, weights (views into the mapped file), tokenizer.
+#pragma once
+
+#include "kernels/blocks.h"
+#include "lib/core/rope.h"
+#include "lib/core/tensor.h"
+#include "lib/model/tokenizer.h"
+#include "lib/quant/kv_types.h"
+
+#include <cstddef>
+#include <filesystem>
+#include <memory>
+#include <string>
+#include <vector>
+
+namespace million {
+
+struct ModelConfig {
+  std::string arch;        ///< "llama", ... the key of the architecture table
+  std::string name;
+  int n_layers = 0, d_model = 0, n_heads = 0, n_kv_heads = 0, head_dim = 0, d_ff = 0, n_vocab = 0;
+  int n_context = 0;       ///< trained context length
+  float rms_eps = 1e-5f;
+  RopeParams rope;
+  KvGeometry geometry() const;
+};
+
+/// A weight matrix y = W x as it lies in the file: `rows` outputs of `cols` inputs.
+struct WeightView {
+  BlockType type = BlockType::kF32;
+  const void* data = nullptr;
+  int rows = 0, cols = 0;
+  std::size_t row_bytes() const {
+    const BlockShape s = block_shape(type);
+    return static_cast<std::size_t>(cols) / s.values * s.bytes;
+  }
+  const std::byte* row(int r) const {
+    return static_cast<const std::byte*>(data) + static_cast<std::size_t>(r) * row_bytes();
+  }
+};
+
+/// One transformer block. Norms and biases are f32 copies; an empty bias is absent.
+struct LayerWeights {
+  AlignedVector<float> attn_norm, ffn_norm;
+  WeightView wq, wk, wv, wo, w_gate, w_up, w_down;
+  AlignedVector<float> bq, bk, bv;
+};
+
+/// Owns the mapping of its file; views stay valid as long as the Model lives.
+class Model {
+ public:
+  /// Loads a GGUF file. Error(kBadInput) with file, tensor or key, got and expected.
+  static std::shared_ptr<const Model> load(const std::filesystem::path& path);
+
+  ModelConfig config;
+  WeightView token_embedding;  ///< [n_vocab][d_model]
+  WeightView output;           ///< the same view when the head is tied
+  AlignedVector<float> output_norm;
+  std::vector<LayerWeights> layers;
+  Tokenizer tokenizer;
+  std::string chat_template;   ///< Jinja text from the file, may be empty
+  std::filesystem::path path;
+  std::string sha256;          ///< of the file
+  uint64_t weight_bytes = 0;   ///< bytes of all tensors as stored
+  std::shared_ptr<const void> mapping;  ///< keeps the file mapped
+};
+
+}  // namespace million

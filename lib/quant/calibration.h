@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a codec learns from: exact keys (before RoPE) and values of a calibration text.
+#pragma once
+
+#include "lib/core/tensor.h"
+#include "lib/quant/kv_types.h"
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace million {
+
+/// Calibration rows of all layers. The text was cut into windows of `context` tokens, each run from
+/// an empty cache, so row t stands at position t % context.
+struct CalibrationSet {
+  KvGeometry geometry;
+  std::string model_sha256;
+  std::string text_sha256;  ///< of the tokens actually used
+  std::string text_name;
+  int context = 0;
+  int n_tokens = 0;
+
+  /// [layer] -> [n_tokens][n_kv_heads][head_dim] f16.
+  std::vector<AlignedVector<uint16_t>> k_pre, v;
+  /// [layer] -> [n_kv_heads][head_dim]: mean over tokens and the group's query heads of q_d^2,
+  /// queries before RoPE (RoPE keeps the sum over a pair, so it serves both frames).
+  std::vector<std::vector<float>> q_second_moment;
+  /// Optional squared loss gradients, same layout as k_pre and v, f32; empty = not given.
+  std::vector<AlignedVector<float>> k_grad2, v_grad2;
+
+  int64_t position(int64_t t) const { return t % context; }
+};
+
+/// What identifies calibration in a codebook file and in every result row.
+struct CalibrationInfo {
+  std::string model_sha256, text_sha256, text_name;
+  int context = 0, n_tokens = 0;
+};
+
+/// Rows of one layer, kind and KV head as f32 [n][head_dim]; keys are rotated into `frame` (values
+/// ignore it). Tokens whose position is below `sinks` are left out: attention sinks are stored
+/// exactly and would distort the statistics. Error(kBadInput) on NaN or Inf, naming layer, head, token.
+AlignedVector<float> calibration_rows(const CalibrationSet& data, KvKind kind, int layer, int head,
+                                      const KeyFrame& frame, int sinks);
+
+}  // namespace million
