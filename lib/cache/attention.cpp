@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "lib/cache/attention.h"
+
+#include "kernels/ops.h"
+#include "lib/core/error.h"
+#include "lib/core/parallel.h"
+
+#include <dnnl.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <vector>
+
+namespace million {
+namespace {
+
+/// Buffers of one thread for one (KV head, query tile).
+struct Work {
+  AlignedVector<float> q, scores, acc;
+  std::vector<SoftmaxState> state;
+  std::vector<int> begin, end;
+};
+
+/// One tile of keys against the rows of one query tile: visible columns [begin, end) per row.
+void attend_tile(Work& w, int rows, int head_dim, const float* k, const float* v) {
+  const float scale = 1.0f / std::sqrt(static_cast<float>(head_dim));
+  MILLION_ASSERT(dnnl_sgemm('N', 'T', rows, kKeyTile, head_dim, 1.0f, w.q.data(), head_dim, k,
+                            head_dim, 0.0f, w.scores.data(), kKeyTile) == dnnl_success);
+  ops().softmax_tile(w.scores.data(), rows, kKeyTile, kKeyTile, w.begin.data(), w.end.data(), scale,
+                     w.state.data(), w.acc.data(), head_dim);
+  MILLION_ASSERT(dnnl_sgemm('N', 'N', rows, head_dim, kKeyTile, 1.0f, w.scores.data(), kKeyTile, v,
+                            head_dim, 1.0f, w.acc.data(), head_dim) == dnnl_success);
+}
+
+/// One query tile of one KV head: kQueryTile positions times the group's query heads, as rows
+/// (position, head of the group). Rows outside the chunk see nothing and are not written.
+class TileJob {
+ public:
+  TileJob(const KvGeometry& g, const ChunkView& view, const float* q, float* out, Work& work,
+          int head, int64_t tile)
+      : g_(g), view_(view), q_(q), out_(out), w_(work), head_(head), tile_first_(tile * kQueryTile),
+        rows_(kQueryTile * g.group()), first_(std::max(tile_first_, view.first)),
+        last_(std::min(tile_first_ + kQueryTile, view.first + view.n) - 1) {}
+
+  void run() {
+    load();
+    for (int64_t k0 = 0; k0 <= last_; k0 += kKeyTile) {
+      const float* k = view_.exact_k->at(head_, k0);
+      const float* v = view_.exact_v->at(head_, k0);
+      const int64_t sinks = view_.sinks;
+      if (set_visible(k0, [&](int64_t) { return sinks; }, [&](int64_t i) { return boundary(i); }))
+        attend_tile(w_, rows_, g_.head_dim, view_.coded_k->at(head_, k0),
+                    view_.coded_v->at(head_, k0));
+      if (set_visible(k0, [](int64_t) { return int64_t{0}; },
+                      [&](int64_t i) { return std::min(sinks, boundary(i)); }))
+        attend_tile(w_, rows_, g_.head_dim, k, v);
+      if (set_visible(k0, [&](int64_t i) { return boundary(i); },
+                      [](int64_t i) { return i + 1; }))
+        attend_tile(w_, rows_, g_.head_dim, k, v);
+    }
+    store();
+  }
+
+ private:
+  int64_t boundary(int64_t i) const { return view_.boundary(i); }
+  int64_t row_of(int64_t position) const { return (position - tile_first_) * g_.group(); }
+  int64_t query_of(int64_t position) const {
+    return ((position - view_.first) * g_.n_heads + static_cast<int64_t>(head_) * g_.group()) *
+           g_.head_dim;
+  }
+
+  /// Sets the visible columns of the tile at k0 to [from(i), to(i)) of each query position i; false
+  /// when no row sees any.
+  template <class From, class To>
+  bool set_visible(int64_t k0, From from, To to) {
+    bool any = false;
+    for (int64_t i = first_; i <= last_; ++i) {
+      const int begin = static_cast<int>(std::clamp<int64_t>(from(i) - k0, 0, kKeyTile));
+      const int end = static_cast<int>(std::clamp<int64_t>(to(i) - k0, begin, kKeyTile));
+      any |= begin < end;
+      std::fill_n(w_.begin.begin() + row_of(i), g_.group(), begin);
+      std::fill_n(w_.end.begin() + row_of(i), g_.group(), end);
+    }
+    return any;
+  }
+
+  void load() {
+    const int64_t run = static_cast<int64_t>(g_.group()) * g_.head_dim;
+    w_.q.assign(static_cast<size_t>(rows_) * g_.head_dim, 0.0f);
+    w_.acc.assign(w_.q.size(), 0.0f);
+    w_.scores.resize(static_cast<size_t>(rows_) * kKeyTile);
+    w_.state.assign(rows_, SoftmaxState{});
+    w_.begin.assign(rows_, 0);
+    w_.end.assign(rows_, 0);
+    for (int64_t i = first_; i <= last_; ++i)
+      std::copy_n(q_ + query_of(i), run, w_.q.data() + row_of(i) * g_.head_dim);
+  }
+
+  void store() {
+    for (int64_t i = first_; i <= last_; ++i)
+      for (int h = 0; h < g_.group(); ++h) {
+        const int64_t row = row_of(i) + h;
+        const float inverse = 1.0f / w_.state[row].sum;
+        const float* acc = w_.acc.data() + row * g_.head_dim;
+        float* o = out_ + query_of(i) + static_cast<int64_t>(h) * g_.head_dim;
+        for (int c = 0; c < g_.head_dim; ++c) o[c] = acc[c] * inverse;
+      }
+  }
+
+  const KvGeometry& g_;
+  const ChunkView& view_;
+  const float* q_;
+  float* out_;
+  Work& w_;
+  const int head_;
+  const int64_t tile_first_;
+  const int rows_;
+  const int64_t first_, last_;
+};
+
+}  // namespace
+
+void TileRows::reset(int n_kv_heads, int head_dim, int64_t n_positions) {
+  head_dim_ = head_dim;
+  padded_ = (n_positions + kKeyTile - 1) / kKeyTile * kKeyTile;
+  // Zeros matter: masked columns are multiplied with weight 0, and 0 * NaN would not vanish.
+  data_.assign(static_cast<size_t>(n_kv_heads) * padded_ * head_dim, 0.0f);
+}
+
+void attend_chunk(const KvGeometry& geometry, const ChunkView& view, const float* q, float* out) {
+  const int64_t first_tile = view.first / kQueryTile;
+  const int64_t n_tiles = (view.first + view.n - 1) / kQueryTile - first_tile + 1;
+  parallel_for(n_tiles * geometry.n_kv_heads, [&](int64_t job) {
+    thread_local Work work;
+    const int head = static_cast<int>(job % geometry.n_kv_heads);
+    // Late tiles see the most keys; starting with them balances the threads.
+    const int64_t tile = first_tile + n_tiles - 1 - job / geometry.n_kv_heads;
+    TileJob(geometry, view, q, out, work, head, tile).run();
+  });
+}
+
+}  // namespace million

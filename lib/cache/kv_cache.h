@@ -45,10 +45,10 @@ class KvCache {
 
   /// Appends n tokens of one layer and computes their causal attention. Layers are called in order,
   /// each with the same n; n_tokens() grows after the last layer. Rows: q, out [n][n_heads][d];
-  /// k_pre, k, v [n][n_kv_heads][d]; q and k after RoPE. all_distorted with a codec whose
-  /// block_tokens() > 1 takes one call per sequence (Error(kUsage) otherwise).
-  void attend(int layer, const float* q, const float* k_pre, const float* k, const float* v, int n,
-              float* out);
+  /// k, v [n][n_kv_heads][d]; q and k after RoPE. Exact rows are held as f16, and codes are made from
+  /// those. all_distorted takes a sequence in one call unless the codec works row by row and there
+  /// is no window (Error(kUsage) otherwise).
+  void attend(int layer, const float* q, const float* k, const float* v, int n, float* out);
   CacheBytes bytes() const;
   /// Bits per stored value from allocated bytes; with_shared counts the codebooks too.
   double measured_bits(bool with_shared) const;

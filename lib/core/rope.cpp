@@ -127,4 +127,18 @@ void Rope::apply(float* x, int n_heads, int head_dim, int64_t position, float ma
   }
 }
 
+void RopeTable::ensure(int64_t n_positions) {
+  const int64_t n = n_pairs();
+  int64_t have = static_cast<int64_t>(cos_.size()) / n;
+  if (have >= n_positions) return;
+  cos_.resize(static_cast<size_t>(n_positions * n));
+  sin_.resize(cos_.size());
+  for (; have < n_positions; ++have)
+    for (int64_t i = 0; i < n; ++i) {
+      const float angle = static_cast<float>(have) * rope_.inv_freq()[i];
+      cos_[have * n + i] = std::cos(angle);
+      sin_[have * n + i] = std::sin(angle);
+    }
+}
+
 }  // namespace million

@@ -65,4 +65,21 @@ class Rope {
   float magnitude_ = 1.0f;
 };
 
+/// Cosines and sines of all positions up to a limit that grows on demand, magnitude not included;
+/// one table serves every layer and head of a sequence.
+class RopeTable {
+ public:
+  explicit RopeTable(const Rope& rope) : rope_(rope) {}
+  /// Makes rows [0, n_positions) available; invalidates pointers when it grows.
+  void ensure(int64_t n_positions);
+  const float* cosines(int64_t position) const { return cos_.data() + position * n_pairs(); }
+  const float* sines(int64_t position) const { return sin_.data() + position * n_pairs(); }
+  int n_pairs() const { return static_cast<int>(rope_.inv_freq().size()); }
+  bool adjacent() const { return rope_.params().pairs == RopePairs::kAdjacent; }
+
+ private:
+  Rope rope_;
+  std::vector<float> cos_, sin_;
+};
+
 }  // namespace million

@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0
+// Runs encoding jobs in order: at once in the caller, or on one background thread while decoding
+// goes on.
+#pragma once
+
+#include "lib/core/tensor.h"
+
+#include <condition_variable>
+#include <cstdint>
+#include <deque>
+#include <exception>
+#include <functional>
+#include <mutex>
+#include <thread>
+
+namespace million {
+
+/// Rows [n][n_kv_heads][head_dim] copied out of the window, so that the job shares nothing with it.
+struct EncodeJob {
+  AlignedVector<float> k, v;
+  int n = 0;
+  int64_t first_token = 0;
+  std::function<void(EncodeJob&)> run;
+};
+
+class BlockEncoder {
+ public:
+  explicit BlockEncoder(bool async);
+  ~BlockEncoder();
+  BlockEncoder(const BlockEncoder&) = delete;
+  BlockEncoder& operator=(const BlockEncoder&) = delete;
+
+  bool async() const { return thread_.joinable(); }
+  /// Runs the job now (synchronous) or queues it; the returned ticket is for wait().
+  int64_t submit(EncodeJob job);
+  /// Returns when the job of `ticket` and all before it are done; rethrows the first exception of a
+  /// job. Ticket 0 is always done.
+  void wait(int64_t ticket);
+
+ private:
+  void loop();
+
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::deque<EncodeJob> queue_;
+  int64_t submitted_ = 0, done_ = 0;
+  bool stop_ = false;
+  std::exception_ptr error_;
+  std::thread thread_;
+};
+
+}  // namespace million
