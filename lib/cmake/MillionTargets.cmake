@@ -1,22 +1,16 @@
-# Packages, each with its one home, and the helper that every layer uses to declare its library.
+# Options that every target shares, and the helper with which every layer declares its library.
 include(GNUInstallDirs)
-find_package(OpenMP REQUIRED)  # before faiss: its config names OpenMP targets without finding them
-find_package(faiss REQUIRED)
-find_package(Eigen3 REQUIRED)
-find_package(HDF5 REQUIRED COMPONENTS C HL)
-find_package(fmt REQUIRED)
-find_package(spdlog REQUIRED)
-find_package(nlohmann_json REQUIRED)
-find_package(OpenSSL REQUIRED COMPONENTS Crypto)
-find_package(dnnl REQUIRED)
-find_package(PkgConfig REQUIRED)
-pkg_check_modules(PCRE2 REQUIRED IMPORTED_TARGET libpcre2-8)
-pkg_check_modules(TOMLPP REQUIRED IMPORTED_TARGET tomlplusplus)
+include(MillionDependencies)
 
+# Warnings and sanitizers stay inside this build; a consumer gets the standard and the headers.
 add_library(million_options INTERFACE)
-target_compile_options(million_options INTERFACE -Wall -Wextra -Wshadow -Wno-psabi
-  $<$<BOOL:${MILLION_WERROR}>:-Werror>)
-target_include_directories(million_options INTERFACE $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}>)
+target_compile_features(million_options INTERFACE cxx_std_20)
+target_compile_options(million_options INTERFACE
+  "$<BUILD_INTERFACE:-Wall;-Wextra;-Wshadow;-Wno-psabi>"
+  $<BUILD_INTERFACE:$<$<BOOL:${MILLION_WERROR}>:-Werror>>)
+target_include_directories(million_options INTERFACE
+  $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}>
+  $<INSTALL_INTERFACE:${CMAKE_INSTALL_INCLUDEDIR}/million>)
 if(MILLION_SANITIZE)
   target_compile_options(million_options INTERFACE -fsanitize=${MILLION_SANITIZE}
     -fno-omit-frame-pointer -D_GLIBCXX_ASSERTIONS)
