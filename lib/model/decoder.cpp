@@ -1,0 +1,253 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "lib/model/decoder.h"
+
+#include "kernels/ops.h"
+#include "lib/core/error.h"
+#include "lib/core/parallel.h"
+#include "lib/core/progress.h"
+#include "lib/model/gemm.h"
+
+#include <algorithm>
+#include <cmath>
+#include <initializer_list>
+
+namespace million {
+namespace {
+
+/// Rows that go through the dense layers at once: bounds the MLP's intermediate memory when a whole
+/// window is one chunk.
+constexpr int kDenseRows = 2048;
+/// Output rows a thread multiplies at least, so that the parts are worth a thread.
+constexpr int kRowGrain = 16;
+
+/// One product y = W x of a group that shares its input.
+struct Product {
+  const WeightView* w;
+  float* y;
+};
+
+}  // namespace
+
+struct Decoder::Impl {
+  Impl(std::shared_ptr<const Model> m, DecoderOptions o)
+      : model(std::move(m)), options(o), gemm(o.prefill), rope(model->config.geometry().rope),
+        magnitude(model->config.geometry().rope.magnitude()) {
+    MILLION_REQUIRE(o.chunk >= 1, ErrorCode::kUsage, "--chunk: got {}, expected at least 1",
+                    o.chunk);
+  }
+
+  const ModelConfig& config() const { return model->config; }
+  void resize(int n);
+  void embed(std::span<const int32_t> tokens);
+  void norm(const float* x, const AlignedVector<float>& w, int n, float* y) const;
+  void add_bias(float* x, int n, const AlignedVector<float>& bias) const;
+  void rotate(float* x, int n, int n_heads, int64_t first) const;
+  void forward_chunk(std::span<const int32_t> tokens, KvCache& cache, Probe* probe, float* out);
+  void dense_in(const LayerWeights& w, int n);
+  void dense_out(const LayerWeights& w, int n);
+  void mlp_rows(const LayerWeights& w, int first, int n);
+  void multiply(std::initializer_list<Product> products, const float* x);
+  void multiply_rows(const Product& p, const float* x, int64_t begin, int64_t end) const;
+
+  std::shared_ptr<const Model> model;
+  DecoderOptions options;
+  Gemm gemm;
+  RopeTable rope;
+  float magnitude;
+  // Rows of the running chunk; see forward_chunk.
+  AlignedVector<float> x, h, q, k, v, attn, gate, up;
+  AlignedVector<float> q_pre, k_pre;  // only filled for a probe
+  AlignedVector<float> hidden;
+  std::vector<BlockA8> a8;
+};
+
+void Decoder::Impl::resize(int n) {
+  const ModelConfig& c = config();
+  const auto rows = static_cast<size_t>(n);
+  const size_t q_row = static_cast<size_t>(c.n_heads) * c.head_dim;
+  const size_t kv_row = static_cast<size_t>(c.n_kv_heads) * c.head_dim;
+  x.resize(rows * c.d_model);
+  h.resize(rows * c.d_model);
+  q.resize(rows * q_row);
+  attn.resize(rows * q_row);
+  k.resize(rows * kv_row);
+  v.resize(rows * kv_row);
+  const size_t dense = static_cast<size_t>(std::min(n, kDenseRows)) * c.d_ff;
+  gate.resize(dense);
+  up.resize(dense);
+  a8.resize(static_cast<size_t>(std::max({c.d_model, c.d_ff, c.n_heads * c.head_dim})) / 32 + 1);
+}
+
+void Decoder::Impl::embed(std::span<const int32_t> tokens) {
+  const WeightView& e = model->token_embedding;
+  for (size_t i = 0; i < tokens.size(); ++i) {
+    MILLION_REQUIRE(tokens[i] >= 0 && tokens[i] < config().n_vocab, ErrorCode::kBadInput,
+                    "token id {} at position {} of the input, expected 0 to {}", tokens[i], i,
+                    config().n_vocab - 1);
+    ops().dequant_row(e.type, e.row(tokens[i]), e.cols, x.data() + i * e.cols);
+  }
+}
+
+void Decoder::Impl::norm(const float* from, const AlignedVector<float>& w, int n, float* y) const {
+  const int d = config().d_model;
+  parallel_ranges(n, 16, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i)
+      ops().rmsnorm(from + i * d, w.data(), config().rms_eps, d, y + i * d);
+  });
+}
+
+void Decoder::Impl::add_bias(float* rows, int n, const AlignedVector<float>& bias) const {
+  if (bias.empty()) return;
+  for (int i = 0; i < n; ++i) ops().add(bias.data(), rows + i * bias.size(), bias.size());
+}
+
+void Decoder::Impl::rotate(float* rows, int n, int n_heads, int64_t first) const {
+  const int d = config().head_dim;
+  parallel_ranges(n, 16, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i)
+      for (int head = 0; head < n_heads; ++head) {
+        float* row = rows + (i * n_heads + head) * d;
+        ops().rope_row(row, rope.cosines(first + i), rope.sines(first + i), rope.n_pairs(),
+                       rope.adjacent());
+        if (magnitude != 1.0f)  // YaRN scales the rotated channels
+          for (int c = 0; c < 2 * rope.n_pairs(); ++c) row[c] *= magnitude;
+      }
+  });
+}
+
+void Decoder::Impl::multiply_rows(const Product& p, const float* from, int64_t begin,
+                                  int64_t end) const {
+  const WeightView& w = *p.w;
+  const bool blocks = block_shape(w.type).values == kBlockValues;
+  if (options.decode == DecodeCompute::kInt8 && blocks) {
+    ops().gemv_a8(w.type, w.row(static_cast<int>(begin)), w.row_bytes(),
+                  static_cast<int>(end - begin), w.cols, a8.data(), p.y + begin);
+    return;
+  }
+  thread_local AlignedVector<float> row;
+  row.resize(w.cols);
+  for (int64_t r = begin; r < end; ++r) {
+    ops().dequant_row(w.type, w.row(static_cast<int>(r)), w.cols, row.data());
+    p.y[r] = ops().dot(row.data(), from, w.cols);
+  }
+}
+
+/// Products that share their input, as one loop over all output rows.
+void Decoder::Impl::multiply(std::initializer_list<Product> products, const float* from) {
+  if (options.decode == DecodeCompute::kInt8)
+    ops().quantize_a8(from, products.begin()->w->cols / kBlockValues * kBlockValues, a8.data());
+  int64_t rows = 0;
+  for (const Product& p : products) rows += p.w->rows;
+  parallel_ranges(rows, kRowGrain, [&](int64_t begin, int64_t end) {
+    int64_t offset = 0;
+    for (const Product& p : products) {
+      const int64_t from_row = std::clamp<int64_t>(begin - offset, 0, p.w->rows);
+      const int64_t to_row = std::clamp<int64_t>(end - offset, 0, p.w->rows);
+      if (from_row < to_row) multiply_rows(p, from, from_row, to_row);
+      offset += p.w->rows;
+    }
+  });
+}
+
+/// h = norm(x); q, k, v = projections of h.
+void Decoder::Impl::dense_in(const LayerWeights& w, int n) {
+  norm(x.data(), w.attn_norm, n, h.data());
+  if (n == 1) {
+    multiply({{&w.wq, q.data()}, {&w.wk, k.data()}, {&w.wv, v.data()}}, h.data());
+  } else {
+    gemm.run(h.data(), n, w.wq, q.data(), w.wq.rows);
+    gemm.run(h.data(), n, w.wk, k.data(), w.wk.rows);
+    gemm.run(h.data(), n, w.wv, v.data(), w.wv.rows);
+  }
+  add_bias(q.data(), n, w.bq);
+  add_bias(k.data(), n, w.bk);
+  add_bias(v.data(), n, w.bv);
+}
+
+/// x += W_o attn; x += MLP(norm(x)).
+void Decoder::Impl::dense_out(const LayerWeights& w, int n) {
+  if (n == 1)
+    multiply({{&w.wo, h.data()}}, attn.data());
+  else
+    gemm.run(attn.data(), n, w.wo, h.data(), w.wo.rows);
+  ops().add(h.data(), x.data(), static_cast<size_t>(n) * config().d_model);
+  norm(x.data(), w.ffn_norm, n, h.data());
+  for (int first = 0; first < n; first += kDenseRows)
+    mlp_rows(w, first, std::min(kDenseRows, n - first));
+  ops().add(h.data(), x.data(), static_cast<size_t>(n) * config().d_model);
+}
+
+/// Rows [first, first + n) of h <- W_down (silu(W_gate h) * W_up h).
+void Decoder::Impl::mlp_rows(const LayerWeights& w, int first, int n) {
+  float* rows = h.data() + static_cast<int64_t>(first) * config().d_model;
+  if (n == 1) {
+    multiply({{&w.w_gate, gate.data()}, {&w.w_up, up.data()}}, rows);
+  } else {
+    gemm.run(rows, n, w.w_gate, gate.data(), w.w_gate.rows);
+    gemm.run(rows, n, w.w_up, up.data(), w.w_up.rows);
+  }
+  const int64_t d_ff = config().d_ff;
+  parallel_ranges(n, 16, [&](int64_t begin, int64_t end) {
+    ops().swiglu(gate.data() + begin * d_ff, up.data() + begin * d_ff, gate.data() + begin * d_ff,
+                 static_cast<size_t>((end - begin) * d_ff));
+  });
+  if (n == 1)
+    multiply({{&w.w_down, rows}}, gate.data());
+  else
+    gemm.run(gate.data(), n, w.w_down, rows, w.w_down.rows);
+}
+
+void Decoder::Impl::forward_chunk(std::span<const int32_t> tokens, KvCache& cache, Probe* probe,
+                                  float* out) {
+  const ModelConfig& c = config();
+  const int n = static_cast<int>(tokens.size());
+  const int64_t first = cache.n_tokens();
+  resize(n);
+  rope.ensure(first + n);
+  embed(tokens);
+  for (int l = 0; l < c.n_layers; ++l) {
+    check_interrupted();
+    const LayerWeights& w = model->layers[l];
+    dense_in(w, n);
+    if (probe) {
+      q_pre = q;
+      k_pre = k;
+    }
+    rotate(q.data(), n, c.n_heads, first);
+    rotate(k.data(), n, c.n_kv_heads, first);
+    if (probe)
+      probe->on_layer(l, first, n, q_pre.data(), q.data(), k_pre.data(), k.data(), v.data());
+    cache.attend(l, q.data(), k.data(), v.data(), n, attn.data());
+    if (probe) probe->on_attention(l, first, n, attn.data());
+    dense_out(w, n);
+  }
+  norm(x.data(), model->output_norm, n, out);
+}
+
+Decoder::Decoder(std::shared_ptr<const Model> model, DecoderOptions options)
+    : impl_(std::make_unique<Impl>(std::move(model), options)) {}
+Decoder::~Decoder() = default;
+
+const Model& Decoder::model() const { return *impl_->model; }
+
+std::span<const float> Decoder::forward(std::span<const int32_t> tokens, KvCache& cache,
+                                        Probe* probe) {
+  const size_t d = impl_->config().d_model;
+  impl_->hidden.resize(tokens.size() * d);
+  for (size_t done = 0; done < tokens.size();) {
+    const size_t n = std::min<size_t>(impl_->options.chunk, tokens.size() - done);
+    impl_->forward_chunk(tokens.subspan(done, n), cache, probe, impl_->hidden.data() + done * d);
+    done += n;
+  }
+  return impl_->hidden;
+}
+
+void Decoder::logits(const float* hidden, int n, float* out) {
+  const WeightView& w = impl_->model->output;
+  if (n == 1)
+    impl_->multiply({{&w, out}}, hidden);
+  else
+    impl_->gemm.run(hidden, n, w, out, w.rows);
+}
+
+}  // namespace million

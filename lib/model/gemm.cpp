@@ -1,0 +1,202 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "lib/model/gemm.h"
+
+#include "kernels/ops.h"
+#include "lib/core/error.h"
+#include "lib/core/parallel.h"
+
+#include <oneapi/dnnl/dnnl.hpp>
+
+#include <algorithm>
+#include <cstring>
+#include <map>
+#include <mutex>
+#include <tuple>
+
+namespace million {
+namespace {
+
+/// Weight values dequantized at once: 4.5 MiB of f32, which stays in the shared cache while all
+/// row tiles use it.
+constexpr int64_t kWeightBlock = 1 << 20;
+/// Row tile of A. Measured (2 cores, AVX-512): 346 GFLOP/s at 128 rows, 389 at 256, and 128 halves
+/// the imbalance of a 512-token chunk.
+constexpr int kRowTile = 128;
+/// oneDNN's f32 kernel sums k in the same order for every tile of at least this many rows, but not
+/// below (tested by test_decoder_golden): shorter tails are padded.
+constexpr int kMinRows = 64;
+
+using Bf16Vector = AlignedVector<uint16_t>;
+
+/// One oneDNN bf16 x bf16 -> f32 product of fixed shape; safe to run from several threads because
+/// the scratchpad is the caller's.
+class Bf16Product {
+ public:
+  Bf16Product(const dnnl::engine& engine, int n, int k, bool accumulate) : engine_(engine) {
+    using dt = dnnl::memory::data_type;
+    using tag = dnnl::memory::format_tag;
+    a_ = {{kRowTile, k}, dt::bf16, tag::ab};
+    b_ = {{k, n}, dt::bf16, tag::ba};
+    c_ = {{kRowTile, n}, dt::f32, tag::ab};
+    dnnl::primitive_attr attr;
+    attr.set_scratchpad_mode(dnnl::scratchpad_mode::user);
+    if (accumulate) {
+      dnnl::post_ops sum;
+      sum.append_sum(1.0f);
+      attr.set_post_ops(sum);
+    }
+    dnnl::matmul::primitive_desc pd(dnnl::matmul::desc(a_, b_, c_), attr, engine_);
+    scratch_bytes_ = pd.scratchpad_desc().get_size();
+    scratch_ = pd.scratchpad_desc();
+    matmul_ = dnnl::matmul(pd);
+  }
+
+  /// c [kRowTile][n] (+)= a [kRowTile][k] b [n][k]^T.
+  void run(const uint16_t* a, const uint16_t* b, float* c) const {
+    thread_local AlignedVector<std::byte> scratch;
+    if (scratch.size() < scratch_bytes_) scratch.resize(scratch_bytes_);
+    dnnl::stream stream(engine_);
+    matmul_.execute(stream, {{DNNL_ARG_SRC, {a_, engine_, const_cast<uint16_t*>(a)}},
+                             {DNNL_ARG_WEIGHTS, {b_, engine_, const_cast<uint16_t*>(b)}},
+                             {DNNL_ARG_DST, {c_, engine_, c}},
+                             {DNNL_ARG_SCRATCHPAD, {scratch_, engine_, scratch.data()}}});
+    stream.wait();
+  }
+
+ private:
+  dnnl::engine engine_;
+  dnnl::memory::desc a_, b_, c_, scratch_;
+  std::size_t scratch_bytes_ = 0;
+  dnnl::matmul matmul_;
+};
+
+/// x = high + low with both parts bf16; the remainder is below 2^-16 |x|.
+void split_bf16(const float* x, std::size_t n, uint16_t* high, uint16_t* low) {
+  const Ops& op = ops();
+  constexpr std::size_t kPiece = 512;
+  float rest[kPiece];
+  for (std::size_t i = 0; i < n; i += kPiece) {
+    const std::size_t m = std::min(kPiece, n - i);
+    op.f32_to_bf16(x + i, high + i, m);
+    op.bf16_to_f32(high + i, rest, m);
+    for (std::size_t j = 0; j < m; ++j) rest[j] = x[i + j] - rest[j];
+    op.f32_to_bf16(rest, low + i, m);
+  }
+}
+
+}  // namespace
+
+void limit_onednn_isa() {
+  const std::string_view level = ops().name;
+  if (level == "scalar") dnnl::set_max_cpu_isa(dnnl::cpu_isa::sse41);
+  if (level == "avx2") dnnl::set_max_cpu_isa(dnnl::cpu_isa::avx2);
+}
+
+struct Gemm::Impl {
+  explicit Impl(PrefillCompute c) : compute(c), engine(dnnl::engine::kind::cpu, 0) {}
+
+  const Bf16Product& product(int n, int k, bool accumulate) {
+    std::lock_guard lock(mutex);
+    auto& slot = products[{n, k, accumulate}];
+    if (!slot) {
+      try {
+        slot = std::make_unique<Bf16Product>(engine, n, k, accumulate);
+      } catch (const dnnl::error& e) {
+        fail(ErrorCode::kUsage, "this CPU has no bf16 matrix product ({}); use --compute f32",
+             e.what());
+      }
+    }
+    return *slot;
+  }
+
+  void dequantize(const WeightView& w, int first, int n);
+  void tile_f32(const float* a, int rows, int n, int k, float* c, int ldc) const;
+  void tile_bf16(const float* a, int rows, int n, int k, float* c, int ldc);
+
+  PrefillCompute compute;
+  dnnl::engine engine;
+  std::mutex mutex;
+  std::map<std::tuple<int, int, bool>, std::unique_ptr<Bf16Product>> products;
+  AlignedVector<float> weights;         // [block rows][k]
+  Bf16Vector weights_high, weights_low;  // the same as bf16 parts
+};
+
+/// Rows [first, first + n) of w as f32 or bf16 parts, spread over the threads.
+void Gemm::Impl::dequantize(const WeightView& w, int first, int n) {
+  const auto size = static_cast<std::size_t>(n) * w.cols;
+  if (weights.size() < size) weights.resize(size);
+  const bool bf16 = compute != PrefillCompute::kF32;
+  if (bf16 && weights_high.size() < size) weights_high.resize(size);
+  if (compute == PrefillCompute::kBf16x3 && weights_low.size() < size) weights_low.resize(size);
+  parallel_ranges(n, 8, [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+      float* row = weights.data() + r * w.cols;
+      ops().dequant_row(w.type, w.row(first + static_cast<int>(r)), w.cols, row);
+      if (compute == PrefillCompute::kBf16)
+        ops().f32_to_bf16(row, weights_high.data() + r * w.cols, w.cols);
+      if (compute == PrefillCompute::kBf16x3)
+        split_bf16(row, w.cols, weights_high.data() + r * w.cols, weights_low.data() + r * w.cols);
+    }
+  });
+}
+
+void Gemm::Impl::tile_f32(const float* a, int rows, int n, int k, float* c, int ldc) const {
+  const auto gemm = [&](const float* from, int m, float* to, int ld) {
+    MILLION_ASSERT(dnnl_sgemm('N', 'T', m, n, k, 1.0f, from, k, weights.data(), k, 0.0f, to, ld) ==
+                   dnnl_success);
+  };
+  if (rows >= kMinRows) return gemm(a, rows, c, ldc);
+  thread_local AlignedVector<float> padded_a, padded_c;
+  padded_a.assign(static_cast<std::size_t>(kMinRows) * k, 0.0f);
+  padded_c.resize(static_cast<std::size_t>(kMinRows) * n);
+  std::copy_n(a, static_cast<std::size_t>(rows) * k, padded_a.data());
+  gemm(padded_a.data(), kMinRows, padded_c.data(), n);
+  for (int r = 0; r < rows; ++r)
+    std::copy_n(padded_c.data() + static_cast<std::size_t>(r) * n, n,
+                c + static_cast<int64_t>(r) * ldc);
+}
+
+void Gemm::Impl::tile_bf16(const float* a, int rows, int n, int k, float* c, int ldc) {
+  thread_local Bf16Vector high, low;
+  thread_local AlignedVector<float> out;
+  const auto used = static_cast<std::size_t>(rows) * k;
+  high.assign(static_cast<std::size_t>(kRowTile) * k, 0);
+  out.resize(static_cast<std::size_t>(kRowTile) * n);
+  if (compute == PrefillCompute::kBf16) {
+    ops().f32_to_bf16(a, high.data(), used);
+    product(n, k, false).run(high.data(), weights_high.data(), out.data());
+  } else {
+    low.assign(high.size(), 0);
+    split_bf16(a, used, high.data(), low.data());
+    // Small terms first; low x low is below f32's own rounding and left out.
+    product(n, k, false).run(high.data(), weights_low.data(), out.data());
+    product(n, k, true).run(low.data(), weights_high.data(), out.data());
+    product(n, k, true).run(high.data(), weights_high.data(), out.data());
+  }
+  for (int r = 0; r < rows; ++r)
+    std::copy_n(out.data() + static_cast<std::size_t>(r) * n, n, c + static_cast<int64_t>(r) * ldc);
+}
+
+Gemm::Gemm(PrefillCompute compute) : impl_(std::make_unique<Impl>(compute)) {}
+Gemm::~Gemm() = default;
+
+void Gemm::run(const float* a, int m, const WeightView& w, float* c, int ldc) {
+  const int block = static_cast<int>(std::clamp<int64_t>(kWeightBlock / w.cols, 16, w.rows));
+  const int64_t tiles = (m + kRowTile - 1) / kRowTile;
+  for (int first = 0; first < w.rows; first += block) {
+    const int n = std::min(block, w.rows - first);
+    impl_->dequantize(w, first, n);
+    parallel_for(tiles, [&](int64_t tile) {
+      const int row = static_cast<int>(tile) * kRowTile;
+      const int rows = std::min(kRowTile, m - row);
+      const float* from = a + static_cast<int64_t>(row) * w.cols;
+      float* to = c + static_cast<int64_t>(row) * ldc + first;
+      if (impl_->compute == PrefillCompute::kF32)
+        impl_->tile_f32(from, rows, n, w.cols, to, ldc);
+      else
+        impl_->tile_bf16(from, rows, n, w.cols, to, ldc);
+    });
+  }
+}
+
+}  // namespace million

@@ -1,0 +1,29 @@
+// SPDX-License-Identifier: Apache-2.0
+// Dense layers of a chunk of tokens: C = A W^T through oneDNN (its home, with lib/cache/attention).
+// Weights stay quantized in memory; blocks of rows are dequantized, multiplied and forgotten.
+#pragma once
+
+#include "lib/model/decoder.h"
+
+#include <memory>
+
+namespace million {
+
+class Gemm {
+ public:
+  explicit Gemm(PrefillCompute compute);
+  ~Gemm();
+
+  /// c [m][ldc], columns [0, w.rows) <- a [m][w.cols] w^T. A row's result depends neither on m nor
+  /// on the number of threads: tiles have the same height range and k is summed in one order.
+  void run(const float* a, int m, const WeightView& w, float* c, int ldc);
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+/// Limits oneDNN to the forced instruction set; call before its first use.
+void limit_onednn_isa();
+
+}  // namespace million
