@@ -16,6 +16,8 @@
 
 namespace million {
 
+class GgufFile;
+
 struct ModelConfig {
   std::string arch;        ///< "llama", ... the key of the architecture table
   std::string name;
@@ -52,6 +54,8 @@ class Model {
  public:
   /// Loads a GGUF file. Error(kBadInput) with file, tensor or key, got and expected.
   static std::shared_ptr<const Model> load(const std::filesystem::path& path);
+  /// The same from a parsed file, which the Model then shares.
+  static std::shared_ptr<const Model> from_gguf(std::shared_ptr<const GgufFile> file);
 
   ModelConfig config;
   WeightView token_embedding;  ///< [n_vocab][d_model]

@@ -18,7 +18,7 @@ struct TokenizerData {
   std::vector<std::string> tokens;
   std::vector<int32_t> types;       ///< GGUF token types: 1 normal, 3 control, 4 user defined, 6 byte
   std::vector<std::string> merges;  ///< "left right" by rank
-  int32_t bos = -1, eos = -1, unknown = -1;
+  int32_t bos = -1, eos = -1, eot = -1, unknown = -1;  ///< -1: none
   bool add_bos = false;
 };
 
