@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: Apache-2.0
+// Picks the op table once: the best level of this CPU, or what MILLION_ISA asks for. Built for the
+// baseline CPU, like everything outside cpu/isa_*.cpp.
+#include "kernels/ops.h"
+
+#include <cstdlib>
+#include <cstring>
+#include <initializer_list>
+
+#if defined(MILLION_X86_LEVELS)
+#include <cpuid.h>
+#endif
+
+namespace million {
+
+namespace scalar {
+extern const Ops kOps;
+}
+#if defined(MILLION_X86_LEVELS)
+namespace avx2 {
+extern const Ops kOps;
+}
+namespace avx512 {
+extern const Ops kOps;
+}
+#endif
+
+namespace {
+
+#if defined(MILLION_X86_LEVELS)
+/// F16C by CPUID: not every compiler's __builtin_cpu_supports knows the name. It needs no operating
+/// system support beyond AVX's.
+bool has_f16c() {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  return __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & (1u << 29)) != 0;
+}
+
+bool has_avx2() {
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
+}
+
+bool has_avx512() {
+  return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+         __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vnni");
+}
+#endif
+
+struct Choice {
+  const Ops* table;
+  const char* refused = nullptr;  ///< value of MILLION_ISA that could not be honoured
+};
+
+Choice choose() {
+  const Ops* best = ops_for(Isa::kAvx512);
+  if (!best) best = ops_for(Isa::kAvx2);
+  if (!best) best = ops_for(Isa::kScalar);
+  const char* wanted = std::getenv("MILLION_ISA");
+  if (!wanted || !*wanted) return {best};
+  for (Isa isa : {Isa::kScalar, Isa::kAvx2, Isa::kAvx512}) {
+    const Ops* table = ops_for(isa);
+    if (table && std::strcmp(wanted, table->name) == 0) return {table};
+  }
+  return {best, wanted};
+}
+
+Choice& current() {
+  static Choice choice = choose();
+  return choice;
+}
+
+}  // namespace
+
+const Ops& ops() { return *current().table; }
+
+const Ops* ops_for(Isa isa) {
+  if (isa == Isa::kScalar) return &scalar::kOps;
+#if defined(MILLION_X86_LEVELS)
+  static const bool avx2_ok = has_avx2();
+  static const bool avx512_ok = has_avx512();
+  if (isa == Isa::kAvx2 && avx2_ok) return &avx2::kOps;
+  if (isa == Isa::kAvx512 && avx512_ok) return &avx512::kOps;
+#endif
+  return nullptr;
+}
+
+bool set_isa(Isa isa) {
+  const Ops* table = ops_for(isa);
+  if (table) current().table = table;
+  return table != nullptr;
+}
+
+const char* isa_request_error() { return current().refused; }
+
+}  // namespace million

@@ -1,9 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// MILLION_HD marks functions that a CUDA compiler builds for host and device alike.
+// MILLION_HD marks functions that a CUDA compiler builds for host and device alike. In translation
+// units built for one instruction set (they define MILLION_ISA) it also forces inlining: an emitted
+// copy of a shared inline function would let the linker hand AVX-512 code to the whole program.
 #pragma once
 
 #if defined(__CUDACC__)
 #define MILLION_HD __host__ __device__
+#elif defined(MILLION_ISA)
+#define MILLION_HD __attribute__((always_inline))
 #else
 #define MILLION_HD
 #endif

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // The op table: every computation that has versions per instruction set. Functions work on raw
 // pointers, allocate nothing, throw nothing and run on one thread; lib/ spreads heads and rows over
-// threads and checks the arguments. Every version computes the function of ref/ops_ref.cpp (double);
-// tests/test_kernels.cpp states the bound per op. Letters: d = head_dim, K = 2^nbits, dsub = d / M.
+// threads and checks the arguments. Every version computes the function of ref/ops_ref.cpp
+// (double); tests/test_kernels.cpp states the bound per op. Letters: d = head_dim, K = 2^nbits,
+// dsub = d / M.
 #pragma once
 
 #include "kernels/blocks.h"
@@ -16,21 +17,21 @@ namespace million {
 
 /// Decode attention of the query heads that share one KV head over exact f16 rows.
 struct DenseAttendArgs {
-  int n_group;            ///< query heads of the group, 1..16
+  int n_group;  ///< query heads of the group, 1..16
   int head_dim;
-  int n_tokens;           ///< may be 0: the state stays as it is
-  const float* q;         ///< [n_group][head_dim], already times 1/sqrt(d)
-  const uint16_t* k;      ///< [n_tokens][head_dim] f16
-  const uint16_t* v;      ///< [n_tokens][head_dim] f16
-  SoftmaxState* state;    ///< [n_group], merged into
-  float* acc;             ///< [n_group][head_dim], merged into
+  int n_tokens;         ///< may be 0: the state stays as it is
+  const float* q;       ///< [n_group][head_dim], already times 1/sqrt(d)
+  const uint16_t* k;    ///< [n_tokens][head_dim] f16
+  const uint16_t* v;    ///< [n_tokens][head_dim] f16
+  SoftmaxState* state;  ///< [n_group], merged into
+  float* acc;           ///< [n_group][head_dim], merged into
 };
 
 /// The same over f32 rows (decode-then-attend of a codec without a fused kernel).
 struct DenseAttendF32Args {
   int n_group, head_dim, n_tokens;
   const float* q;
-  const float* k;         ///< [n_tokens][head_dim]
+  const float* k;  ///< [n_tokens][head_dim]
   const float* v;
   SoftmaxState* state;
   float* acc;
@@ -47,17 +48,18 @@ struct PqSide {
 /// centroids weighted inside the kernel; neither is materialised for the whole run.
 struct PqAttendArgs {
   int n_group, head_dim, n_tokens;
-  const float* q;         ///< [n_group][head_dim] in the codes' frame, already times 1/sqrt(d)
+  const float* q;  ///< [n_group][head_dim] in the codes' frame, already times 1/sqrt(d)
   PqSide k, v;
-  float* scratch;         ///< at least pq_scratch_floats(args) floats, 64-byte aligned
-  SoftmaxState* state;    ///< [n_group], merged into
-  float* acc;             ///< [n_group][head_dim], merged into
+  float* scratch;       ///< at least pq_scratch_floats(args) floats, 64-byte aligned
+  SoftmaxState* state;  ///< [n_group], merged into
+  float* acc;           ///< [n_group][head_dim], merged into
 };
-/// Scratch of pq_attend: the tables [n_group][M][K], scores [n_group][kPqBlock] and value tables.
+/// Scratch of attend_pq: key tables [n_group][M][K], scores [n_group][kPqBlock], the unpacked codes
+/// of a run, and 8-bit value tables [head_dim][256].
 inline std::size_t pq_scratch_floats(int n_group, int head_dim, int k_M, int k_nbits) {
-  return static_cast<std::size_t>(n_group) *
-             ((static_cast<std::size_t>(k_M) << k_nbits) + 4 * kPqBlock +
-              static_cast<std::size_t>(head_dim)) + 4096;
+  return static_cast<std::size_t>(n_group) * ((static_cast<std::size_t>(k_M) << k_nbits) +
+                                              4 * kPqBlock + static_cast<std::size_t>(head_dim)) +
+         static_cast<std::size_t>(head_dim) * 64 + 4096;
 }
 
 struct Ops {

@@ -1,0 +1,214 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kernels/ref/ops_ref.h"
+
+#include "kernels/half.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+namespace million::ref {
+namespace {
+
+struct BlockValues {
+  double d = 0.0, m = 0.0;
+  int q[kBlockValues] = {};
+};
+
+void unpack_nibbles(const uint8_t* packed, const uint8_t* high, int offset, int* q) {
+  for (int j = 0; j < 16; ++j) {
+    q[j] = packed[j] & 15;
+    q[j + 16] = packed[j] >> 4;
+  }
+  for (int j = 0; j < kBlockValues; ++j) {
+    if (high && ((high[j / 8] >> (j % 8)) & 1)) q[j] += 16;
+    q[j] -= offset;
+  }
+}
+
+template <class Block>
+Block read_block(const uint8_t* at) {
+  Block block;
+  std::memcpy(&block, at, sizeof(block));
+  return block;
+}
+
+/// Value j of the block is d q[j] + m.
+BlockValues unpack_block(BlockType type, const uint8_t* at) {
+  BlockValues out;
+  if (type == BlockType::kQ8_0) {
+    const auto b = read_block<BlockQ8_0>(at);
+    out.d = half_to_float(b.d);
+    for (int j = 0; j < kBlockValues; ++j) out.q[j] = b.q[j];
+  } else if (type == BlockType::kQ4_0) {
+    const auto b = read_block<BlockQ4_0>(at);
+    out.d = half_to_float(b.d);
+    unpack_nibbles(b.q, nullptr, 8, out.q);
+  } else if (type == BlockType::kQ4_1) {
+    const auto b = read_block<BlockQ4_1>(at);
+    out.d = half_to_float(b.d), out.m = half_to_float(b.m);
+    unpack_nibbles(b.q, nullptr, 0, out.q);
+  } else if (type == BlockType::kQ5_0) {
+    const auto b = read_block<BlockQ5_0>(at);
+    out.d = half_to_float(b.d);
+    unpack_nibbles(b.q, b.high, 16, out.q);
+  } else if (type == BlockType::kQ5_1) {
+    const auto b = read_block<BlockQ5_1>(at);
+    out.d = half_to_float(b.d), out.m = half_to_float(b.m);
+    unpack_nibbles(b.q, b.high, 0, out.q);
+  }
+  return out;
+}
+
+template <class T>
+T read_at(const void* row, int i) {
+  T value;
+  std::memcpy(&value, static_cast<const uint8_t*>(row) + sizeof(T) * static_cast<std::size_t>(i),
+              sizeof(T));
+  return value;
+}
+
+}  // namespace
+
+double dot(const float* x, const float* y, std::size_t n) {
+  double sum = 0.0;
+  for (std::size_t i = 0; i < n; ++i) sum += static_cast<double>(x[i]) * y[i];
+  return sum;
+}
+
+std::vector<double> swiglu(const float* gate, const float* up, std::size_t n) {
+  std::vector<double> y(n);
+  for (std::size_t i = 0; i < n; ++i) {
+    const double g = gate[i];
+    y[i] = g / (1.0 + std::exp(-g)) * up[i];
+  }
+  return y;
+}
+
+std::vector<double> rmsnorm(const float* x, const float* w, double eps, int n) {
+  double square = 0.0;
+  for (int i = 0; i < n; ++i) square += static_cast<double>(x[i]) * x[i];
+  const double scale = 1.0 / std::sqrt(square / n + eps);
+  std::vector<double> y(static_cast<std::size_t>(n));
+  for (int i = 0; i < n; ++i) y[static_cast<std::size_t>(i)] = x[i] * scale * w[i];
+  return y;
+}
+
+std::vector<double> rope_row(const float* x, const float* cosines, const float* sines, int n_pairs,
+                             bool adjacent) {
+  std::vector<double> y(static_cast<std::size_t>(2 * n_pairs));
+  for (int i = 0; i < n_pairs; ++i) {
+    const std::size_t a = static_cast<std::size_t>(adjacent ? 2 * i : i);
+    const std::size_t b = static_cast<std::size_t>(adjacent ? 2 * i + 1 : i + n_pairs);
+    const double c = cosines[i], s = sines[i];
+    y[a] = x[a] * c - x[b] * s;
+    y[b] = x[a] * s + x[b] * c;
+  }
+  return y;
+}
+
+double logsumexp(const float* x, std::size_t n) {
+  double max = -INFINITY;
+  for (std::size_t i = 0; i < n; ++i) max = std::max(max, static_cast<double>(x[i]));
+  if (std::isinf(max)) return max;
+  double sum = 0.0;
+  for (std::size_t i = 0; i < n; ++i) sum += std::exp(x[i] - max);
+  return max + std::log(sum);
+}
+
+std::vector<double> dequant_row(BlockType type, const void* row, int n) {
+  std::vector<double> y(static_cast<std::size_t>(n));
+  const BlockShape shape = block_shape(type);
+  for (int i = 0; i < n; i += shape.values) {
+    double* out = y.data() + i;
+    if (type == BlockType::kF32) {
+      out[0] = read_at<float>(row, i);
+    } else if (type == BlockType::kF16) {
+      out[0] = half_to_float(read_at<uint16_t>(row, i));
+    } else if (type == BlockType::kBF16) {
+      out[0] = bf16_to_float(read_at<uint16_t>(row, i));
+    } else {
+      const std::size_t at = static_cast<std::size_t>(i / shape.values) * shape.bytes;
+      const BlockValues b = unpack_block(type, static_cast<const uint8_t*>(row) + at);
+      for (int j = 0; j < kBlockValues; ++j) out[j] = b.d * b.q[j] + b.m;
+    }
+  }
+  return y;
+}
+
+std::vector<double> gemv_a8(BlockType type, const void* rows, std::size_t row_bytes, int n_rows,
+                            int n, const BlockA8* x) {
+  std::vector<double> y(static_cast<std::size_t>(n_rows));
+  for (int r = 0; r < n_rows; ++r) {
+    const auto* row = static_cast<const uint8_t*>(rows) + row_bytes * static_cast<std::size_t>(r);
+    const std::vector<double> w = dequant_row(type, row, n);
+    for (int i = 0; i < n; ++i) {
+      const BlockA8& block = x[i / kBlockValues];
+      y[static_cast<std::size_t>(r)] +=
+          w[static_cast<std::size_t>(i)] * block.d * block.q[i % kBlockValues];
+    }
+  }
+  return y;
+}
+
+Attention attend(int n_group, int head_dim, int n_tokens, const float* q, const double* k,
+                 const double* v) {
+  const std::size_t d = static_cast<std::size_t>(head_dim);
+  const std::size_t n = static_cast<std::size_t>(n_tokens);
+  Attention result;
+  result.out.assign(static_cast<std::size_t>(n_group) * d, 0.0);
+  result.lse.assign(static_cast<std::size_t>(n_group), -INFINITY);
+  for (std::size_t g = 0; g < static_cast<std::size_t>(n_group); ++g) {
+    std::vector<double> score(n);
+    double max = -INFINITY, sum = 0.0;
+    for (std::size_t t = 0; t < n; ++t) {
+      for (std::size_t i = 0; i < d; ++i) score[t] += q[g * d + i] * k[t * d + i];
+      max = std::max(max, score[t]);
+    }
+    for (std::size_t t = 0; t < n; ++t) sum += score[t] = std::exp(score[t] - max);
+    if (n == 0) continue;
+    for (std::size_t t = 0; t < n; ++t)
+      for (std::size_t i = 0; i < d; ++i) result.out[g * d + i] += score[t] / sum * v[t * d + i];
+    result.lse[g] = max + std::log(sum);
+  }
+  return result;
+}
+
+std::vector<double> from_f16(const uint16_t* x, std::size_t n) {
+  std::vector<double> y(n);
+  for (std::size_t i = 0; i < n; ++i) y[i] = half_to_float(x[i]);
+  return y;
+}
+
+std::vector<double> pq_decode(const PqSide& side, int head_dim, int n_tokens) {
+  const int dsub = head_dim / side.M;
+  const std::size_t K = std::size_t{1} << side.nbits;
+  std::vector<double> rows(static_cast<std::size_t>(n_tokens) * static_cast<std::size_t>(head_dim));
+  for (int t = 0; t < n_tokens; ++t) {
+    const uint8_t* block = side.blocks[t / kPqBlock];
+    for (int m = 0; m < side.M; ++m) {
+      const uint8_t* run = block + static_cast<std::size_t>(m) * pq_run_bytes(side.nbits);
+      const uint32_t code = pq_get(run, side.nbits, t % kPqBlock);
+      const float* centroid = side.centroids + (static_cast<std::size_t>(m) * K + code) *
+                                                   static_cast<std::size_t>(dsub);
+      for (int j = 0; j < dsub; ++j)
+        rows[static_cast<std::size_t>(t) * static_cast<std::size_t>(head_dim) +
+             static_cast<std::size_t>(m * dsub + j)] = centroid[j];
+    }
+  }
+  return rows;
+}
+
+std::vector<double> pq_distances(const float* x, const float* cent_t, int K, int dsub) {
+  std::vector<double> distance(static_cast<std::size_t>(K));
+  for (int c = 0; c < K; ++c)
+    for (int j = 0; j < dsub; ++j) {
+      const double diff = static_cast<double>(x[j]) -
+                          cent_t[static_cast<std::size_t>(j) * static_cast<std::size_t>(K) +
+                                 static_cast<std::size_t>(c)];
+      distance[static_cast<std::size_t>(c)] += diff * diff;
+    }
+  return distance;
+}
+
+}  // namespace million::ref

@@ -1,0 +1,16 @@
+// SPDX-License-Identifier: Apache-2.0
+// The table of one instruction set; last of the bodies. MILLION_ATTEND_PQ names the PQ attention.
+#pragma once
+
+namespace million::MILLION_ISA {
+
+extern const Ops kOps;
+const Ops kOps = {
+    MILLION_ISA_NAME,  f16_to_f32,   f32_to_f16, bf16_to_f32,
+    f32_to_bf16,       dot,          add,        swiglu,
+    rmsnorm,           rope_row,     logsumexp,  dequant_row,
+    quantize_a8,       gemv_a8,      attend_f16, attend_f32,
+    MILLION_ATTEND_PQ, softmax_tile, pq_encode,
+};
+
+}  // namespace million::MILLION_ISA

@@ -1,0 +1,161 @@
+// SPDX-License-Identifier: Apache-2.0
+// Quantized weights: dequantization, int8 activations, and matrix-vector products of both. Formats
+// are ggml's (blocks.h). Dequantized values have the same bits on every level (no fused multiply).
+#pragma once
+
+namespace million::MILLION_ISA {
+namespace {
+
+template <class Block>
+inline float block_minimum(const Block& b) {
+  if constexpr (requires { b.m; }) return half_to_float(b.m);
+  return 0.0f;
+}
+
+/// Values of one nibble format; kOffset is what the stored code of 0 stands for.
+template <class Block, int kOffset>
+void dequant_nibbles(const void* row, int n, float* __restrict y) {
+  const auto* blocks = static_cast<const Block*>(row);
+  for (int i = 0; i < n / kBlockValues; ++i, y += kBlockValues) {
+    const Block& b = blocks[i];
+    const float d = half_to_float(b.d), m = block_minimum(b);
+    int code[kBlockValues];
+    for (int j = 0; j < 16; ++j) code[j] = b.q[j] & 15, code[j + 16] = b.q[j] >> 4;
+    if constexpr (requires { b.high; }) {
+      uint32_t high;
+      __builtin_memcpy(&high, b.high, 4);
+      for (int j = 0; j < kBlockValues; ++j) code[j] |= static_cast<int>((high >> j) & 1u) << 4;
+    }
+    for (int j = 0; j < kBlockValues; ++j) y[j] = d * static_cast<float>(code[j] - kOffset) + m;
+  }
+}
+
+void dequant_q8(const void* row, int n, float* __restrict y) {
+  const auto* blocks = static_cast<const BlockQ8_0*>(row);
+  for (int i = 0; i < n / kBlockValues; ++i, y += kBlockValues) {
+    const float d = half_to_float(blocks[i].d);
+    for (int j = 0; j < kBlockValues; ++j) y[j] = d * static_cast<float>(blocks[i].q[j]);
+  }
+}
+
+void dequant_row(BlockType type, const void* row, int n, float* y) {
+  switch (type) {
+    case BlockType::kF32:
+      __builtin_memcpy(y, row, sizeof(float) * static_cast<std::size_t>(n));
+      return;
+    case BlockType::kF16:
+      f16_to_f32(static_cast<const uint16_t*>(row), y, static_cast<std::size_t>(n));
+      return;
+    case BlockType::kBF16:
+      bf16_to_f32(static_cast<const uint16_t*>(row), y, static_cast<std::size_t>(n));
+      return;
+    case BlockType::kQ8_0:
+      dequant_q8(row, n, y);
+      return;
+    case BlockType::kQ4_0:
+      dequant_nibbles<BlockQ4_0, 8>(row, n, y);
+      return;
+    case BlockType::kQ4_1:
+      dequant_nibbles<BlockQ4_1, 0>(row, n, y);
+      return;
+    case BlockType::kQ5_0:
+      dequant_nibbles<BlockQ5_0, 16>(row, n, y);
+      return;
+    case BlockType::kQ5_1:
+      dequant_nibbles<BlockQ5_1, 0>(row, n, y);
+      return;
+  }
+}
+
+/// d = max|x| / 127; blocks below 1e-30 become zero (127 / max would overflow soon after).
+void quantize_a8(const float* x, int n, BlockA8* y) {
+  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to the nearest even integer
+  for (int block = 0; block < n / kBlockValues; ++block, x += kBlockValues) {
+    F top = zero();
+    for (int j = 0; j < kBlockValues; j += kLanes) top = vmax(top, vabs(load(x + j)));
+    const float max = reduce_max(top);
+    const bool empty = !(max > 1e-30f);
+    const float scale = empty ? 0.0f : 127.0f / max;
+    BlockA8& out = y[block];
+    int sum = 0;
+    for (int j = 0; j < kBlockValues; ++j) {
+      const int q = static_cast<int>((x[j] * scale + kRound) - kRound);
+      out.q[j] = static_cast<int8_t>(q);
+      sum += q;
+    }
+    out.d = empty ? 0.0f : max / 127.0f;
+    out.sum = out.d * static_cast<float>(sum);
+  }
+}
+
+/// Products of kRows rows: each group of activations is prepared once for all of them.
+template <BlockType kType, int kRows>
+inline void gemv_rows(const uint8_t* rows, std::size_t row_bytes, int n_blocks, const BlockA8* x,
+                      float* y) {
+  constexpr std::size_t kGroupBytes = kGroupBlocks * block_shape(kType).bytes;
+  F acc[kRows];
+  for (int r = 0; r < kRows; ++r) acc[r] = zero();
+  const int n_full = n_blocks / kGroupBlocks;
+  for (int i = 0; i < n_full; ++i) {
+    const A8Group<kType> group(x + i * kGroupBlocks);
+    const uint8_t* at = rows + static_cast<std::size_t>(i) * kGroupBytes;
+    for (int r = 0; r < kRows; ++r)
+      acc[r] = group_dot<kType>(at + static_cast<std::size_t>(r) * row_bytes, group, acc[r]);
+  }
+  if (const int rest = n_blocks - n_full * kGroupBlocks; rest > 0) {
+    // The last blocks go through zero-padded copies, so nothing beyond the row is read.
+    BlockA8 x_pad[kGroupBlocks] = {};
+    for (int i = 0; i < rest; ++i) x_pad[i] = x[n_full * kGroupBlocks + i];
+    const A8Group<kType> group(x_pad);
+    const uint8_t* at = rows + static_cast<std::size_t>(n_full) * kGroupBytes;
+    for (int r = 0; r < kRows; ++r) {
+      uint8_t w_pad[kGroupBytes] = {};
+      __builtin_memcpy(w_pad, at + static_cast<std::size_t>(r) * row_bytes,
+                       static_cast<std::size_t>(rest) * block_shape(kType).bytes);
+      acc[r] = group_dot<kType>(w_pad, group, acc[r]);
+    }
+  }
+  for (int r = 0; r < kRows; ++r) y[r] = reduce_add(acc[r]);
+}
+
+template <BlockType kType>
+void gemv_type(const uint8_t* rows, std::size_t row_bytes, int n_rows, int n, const BlockA8* x,
+               float* y) {
+  const int n_blocks = n / kBlockValues;
+  int r = 0;
+  for (; r + kGemvRows <= n_rows; r += kGemvRows)
+    gemv_rows<kType, kGemvRows>(rows + static_cast<std::size_t>(r) * row_bytes, row_bytes, n_blocks,
+                                x, y + r);
+  for (; r < n_rows; ++r)
+    gemv_rows<kType, 1>(rows + static_cast<std::size_t>(r) * row_bytes, row_bytes, n_blocks, x,
+                        y + r);
+}
+
+void gemv_a8(BlockType type, const void* rows, std::size_t row_bytes, int n_rows, int n,
+             const BlockA8* x, float* y) {
+  const auto* w = static_cast<const uint8_t*>(rows);
+  switch (type) {
+    case BlockType::kQ8_0:
+      gemv_type<BlockType::kQ8_0>(w, row_bytes, n_rows, n, x, y);
+      return;
+    case BlockType::kQ4_0:
+      gemv_type<BlockType::kQ4_0>(w, row_bytes, n_rows, n, x, y);
+      return;
+    case BlockType::kQ4_1:
+      gemv_type<BlockType::kQ4_1>(w, row_bytes, n_rows, n, x, y);
+      return;
+    case BlockType::kQ5_0:
+      gemv_type<BlockType::kQ5_0>(w, row_bytes, n_rows, n, x, y);
+      return;
+    case BlockType::kQ5_1:
+      gemv_type<BlockType::kQ5_1>(w, row_bytes, n_rows, n, x, y);
+      return;
+    case BlockType::kF32:
+    case BlockType::kF16:
+    case BlockType::kBF16:
+      return;  // not block types: the caller multiplies those in floats
+  }
+}
+
+}  // namespace
+}  // namespace million::MILLION_ISA
