@@ -4,6 +4,9 @@
 // time so that their accumulators stay in registers, and later batches find the tile in L1. [FA2]
 #pragma once
 
+#include "kernels/cpu/softmax_tile.inl.h"
+#include "kernels/ops.h"
+
 namespace million::MILLION_ISA {
 namespace {
 

@@ -4,6 +4,10 @@
 // values gathered from the centroids; neither keys nor values are decoded to memory. [MILLION]
 #pragma once
 
+#include "kernels/cpu/elementwise.inl.h"
+#include "kernels/cpu/softmax_tile.inl.h"
+#include "kernels/ops.h"
+
 namespace million::MILLION_ISA {
 namespace {
 

@@ -2,6 +2,14 @@
 // The table of one instruction set; last of the bodies. MILLION_ATTEND_PQ names the PQ attention.
 #pragma once
 
+#include "kernels/cpu/attention_dense.inl.h"
+#include "kernels/cpu/attention_pq.inl.h"
+#include "kernels/cpu/elementwise.inl.h"
+#include "kernels/cpu/pq_encode.inl.h"
+#include "kernels/cpu/softmax_tile.inl.h"
+#include "kernels/cpu/weights.inl.h"
+#include "kernels/ops.h"
+
 namespace million::MILLION_ISA {
 
 extern const Ops kOps;

@@ -3,6 +3,8 @@
 // are ggml's (blocks.h). Dequantized values have the same bits on every level (no fused multiply).
 #pragma once
 
+#include "kernels/cpu/elementwise.inl.h"
+
 namespace million::MILLION_ISA {
 namespace {
 
