@@ -173,11 +173,13 @@ void KvCache::Impl::start_encoding(Layer& layer, int64_t until) {
   last_ticket = layer.ticket = encoder.submit(std::move(job));
 }
 
-/// Makes the codes of tokens [0, until) visible and drops their exact rows.
+/// Makes the codes of tokens [0, until) visible and drops their exact rows. all_distorted keeps the
+/// rows of its window, so that bytes() counts them.
 void KvCache::Impl::make_visible(Layer& layer, int64_t until) {
   if (until <= layer.sealed) return;
   encoder.wait(layer.ticket);
-  layer.window.drop_front(until - layer.sealed);
+  const int64_t kept = protocol == Protocol::kAllDistorted ? method.spec.window : 0;
+  layer.window.drop_front(std::max<int64_t>(0, until - layer.sealed - kept));
   layer.sealed = until;
 }
 
@@ -321,7 +323,7 @@ void KvCache::attend(int layer_index, const float* q, const float* k, const floa
   const int64_t behind_sinks = std::max<int64_t>(0, n_after - m.n_sinks());
   const int64_t visible = distorted ? behind_sinks : m.sealed_of(n_after, kVisibleLag);
   m.start_encoding(layer, distorted ? behind_sinks : m.sealed_of(n_after, 0));
-  if (n == 1) {
+  if (n == 1 && !(distorted && m.method.spec.window > 0)) {
     m.make_visible(layer, visible);
     m.attend_one(layer, q, out);
   } else {

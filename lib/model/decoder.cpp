@@ -45,7 +45,7 @@ struct Decoder::Impl {
   void forward_chunk(std::span<const int32_t> tokens, KvCache& cache, Probe* probe, float* out);
   void dense_in(const LayerWeights& w, int n);
   void dense_out(const LayerWeights& w, int n);
-  void mlp_rows(const LayerWeights& w, int first, int n);
+  void mlp_rows(const LayerWeights& w, int first, int n, bool single);
   void multiply(std::initializer_list<Product> products, const float* x);
   void multiply_rows(const Product& p, const float* x, int64_t begin, int64_t end) const;
 
@@ -173,14 +173,14 @@ void Decoder::Impl::dense_out(const LayerWeights& w, int n) {
   ops().add(h.data(), x.data(), static_cast<size_t>(n) * config().d_model);
   norm(x.data(), w.ffn_norm, n, h.data());
   for (int first = 0; first < n; first += kDenseRows)
-    mlp_rows(w, first, std::min(kDenseRows, n - first));
+    mlp_rows(w, first, std::min(kDenseRows, n - first), n == 1);
   ops().add(h.data(), x.data(), static_cast<size_t>(n) * config().d_model);
 }
 
 /// Rows [first, first + n) of h <- W_down (silu(W_gate h) * W_up h).
-void Decoder::Impl::mlp_rows(const LayerWeights& w, int first, int n) {
+void Decoder::Impl::mlp_rows(const LayerWeights& w, int first, int n, bool single) {
   float* rows = h.data() + static_cast<int64_t>(first) * config().d_model;
-  if (n == 1) {
+  if (single) {
     multiply({{&w.w_gate, gate.data()}, {&w.w_up, up.data()}}, rows);
   } else {
     gemm.run(rows, n, w.w_gate, gate.data(), w.w_gate.rows);
@@ -191,7 +191,7 @@ void Decoder::Impl::mlp_rows(const LayerWeights& w, int first, int n) {
     ops().swiglu(gate.data() + begin * d_ff, up.data() + begin * d_ff, gate.data() + begin * d_ff,
                  static_cast<size_t>((end - begin) * d_ff));
   });
-  if (n == 1)
+  if (single)
     multiply({{&w.w_down, rows}}, gate.data());
   else
     gemm.run(gate.data(), n, w.w_down, rows, w.w_down.rows);
@@ -235,7 +235,10 @@ std::span<const float> Decoder::forward(std::span<const int32_t> tokens, KvCache
   const size_t d = impl_->config().d_model;
   impl_->hidden.resize(tokens.size() * d);
   for (size_t done = 0; done < tokens.size();) {
-    const size_t n = std::min<size_t>(impl_->options.chunk, tokens.size() - done);
+    const size_t left = tokens.size() - done;
+    size_t n = std::min<size_t>(impl_->options.chunk, left);
+    // A lone last token would take the decode path's arithmetic; keep it with its neighbours.
+    if (left == n + 1 && n > 2) --n;
     impl_->forward_chunk(tokens.subspan(done, n), cache, probe, impl_->hidden.data() + done * d);
     done += n;
   }
@@ -248,6 +251,13 @@ void Decoder::logits(const float* hidden, int n, float* out) {
     impl_->multiply({{&w, out}}, hidden);
   else
     impl_->gemm.run(hidden, n, w, out, w.rows);
+}
+
+void Decoder::logits_block(const float* hidden, int n, int first, int count, float* out) {
+  WeightView rows = impl_->model->output;
+  rows.data = rows.row(first);
+  rows.rows = count;
+  impl_->gemm.run(hidden, n, rows, out, count);
 }
 
 }  // namespace million

@@ -47,6 +47,8 @@ class Decoder {
                                  Probe* probe = nullptr);
   /// Logits [n][n_vocab] of n hidden rows.
   void logits(const float* hidden, int n, float* out);
+  /// Logits of vocabulary rows [first, first + count) only: out [n][count], matrix arithmetic.
+  void logits_block(const float* hidden, int n, int first, int count, float* out);
 
  private:
   struct Impl;

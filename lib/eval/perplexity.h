@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: Apache-2.0
+// Teacher-forced scores of a cache method: perplexity, KL divergence and same-top-token against the
+// exact (fp16) cache of the same model, with errors from blocks of text.
+#pragma once
+
+#include "lib/cache/kv_cache.h"
+#include "lib/eval/text.h"
+#include "lib/model/decoder.h"
+
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <string>
+#include <vector>
+
+namespace million {
+
+/// Hidden states of the fp16 cache after the final norm. The head turns them into the exact
+/// reference distribution, at d_model instead of n_vocab floats a token, so KL is exact, not a
+/// bound from the top k.
+struct Reference {
+  std::string model_sha256, text_sha256, compute;
+  int context = 0;
+  std::vector<std::vector<float>> hidden;  ///< [window][context * d_model]
+};
+
+/// Saves atomically / loads with checks. Error(kBadInput) when the file is not a reference, or was
+/// made from another model, text, context or arithmetic, or holds fewer than `windows` windows.
+void save_reference(const Reference& reference, int d_model, const std::filesystem::path& path);
+Reference load_reference(const std::filesystem::path& path, const Reference& expected, int windows,
+                         int d_model);
+
+/// Per-token results of one or more windows, predictions 1 .. context - 1 of each.
+struct TokenScores {
+  std::vector<double> nll;
+  std::vector<double> kl;        ///< KL(reference || method), nats; empty without reference
+  std::vector<uint8_t> same_top; ///< empty without reference
+  void append(const TokenScores& more);
+};
+
+/// Mean and its standard error from means of consecutive blocks, which keeps the correlation of
+/// neighbouring tokens inside a block.
+struct MeanError {
+  double mean = 0.0, se = 0.0;
+  int64_t n = 0;
+};
+inline constexpr int kBlockTokens = 256;
+MeanError block_mean(const std::vector<double>& values, int block = kBlockTokens);
+
+/// Everything a row says about a method on a text.
+struct Evaluation {
+  TokenScores scores;
+  CacheBytes bytes;          ///< of one window's cache at full context
+  double bits_nominal = 0.0, bits_cache = 0.0, bits_total = 0.0;
+  double seconds = 0.0;      ///< wall time of all windows, head included
+};
+
+struct EvaluationPlan {
+  Windows windows;
+  Protocol protocol = Protocol::kAllDistorted;
+  DecoderOptions decoder;
+};
+
+/// Scores one method on all windows. With `reference` of the same windows KL and same-top are filled;
+/// with `record` non-null the hidden states are stored there (building a reference).
+Evaluation evaluate(std::shared_ptr<const Model> model, const Method& method,
+                    const EvaluationPlan& plan, const Reference* reference,
+                    Reference* record = nullptr,
+                    const std::function<void(int window)>& on_window = {});
+
+/// Scores of hidden states [n][d_model] as predictors of next[0..n); `reference` may be nullptr.
+TokenScores score_hidden(Decoder& decoder, const float* hidden, const float* reference, int n,
+                         const int32_t* next);
+
+}  // namespace million
