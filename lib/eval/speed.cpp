@@ -1,0 +1,149 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "lib/eval/speed.h"
+
+#include "lib/core/error.h"
+#include "lib/core/parallel.h"
+#include "lib/core/progress.h"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+
+namespace million {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double ms_since(Clock::time_point start) {
+  return std::chrono::duration<double, std::milli>(Clock::now() - start).count();
+}
+
+int32_t top_token(const AlignedVector<float>& logits) {
+  return static_cast<int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());
+}
+
+/// One method's sequence while the depths grow.
+struct Lane {
+  explicit Lane(const KvGeometry& g, const Method& m, bool async)
+      : cache(std::make_unique<KvCache>(g, m, Protocol::kDecodePath, async)) {}
+  std::unique_ptr<KvCache> cache;
+  int32_t last_token = 0;
+  double total_prefill_ms = 0.0;
+};
+
+class SpeedRun {
+ public:
+  SpeedRun(std::shared_ptr<const Model> model, const TokenText& text, const SpeedPlan& plan)
+      : decoder_(model, plan.decoder), text_(text), plan_(plan), logits_(model->config.n_vocab) {}
+
+  /// Brings the lane to `depth` tokens; the last hidden row becomes the first generated token.
+  DepthSpeed fill(Lane& lane, int depth) {
+    DepthSpeed result;
+    result.depth = depth;
+    const int64_t have = lane.cache->n_tokens();
+    MILLION_REQUIRE(depth > have + 1, ErrorCode::kUsage,
+                    "depths must grow by more than the decoded steps: {} tokens are cached, next "
+                    "depth {}", have, depth);
+    result.prefill_tokens = depth - static_cast<int>(have);
+    const auto tokens = std::span(text_.tokens).subspan(have, result.prefill_tokens);
+    const auto start = Clock::now();
+    const auto hidden = decoder_.forward(tokens, *lane.cache);
+    decoder_.logits(hidden.data() + hidden.size() - decoder_.model().config.d_model, 1,
+                    logits_.data());
+    result.prefill_ms = ms_since(start);
+    lane.last_token = top_token(logits_);
+    lane.total_prefill_ms += result.prefill_ms;
+    result.ttft_ms = lane.total_prefill_ms;
+    return result;
+  }
+
+  void steps(Lane& lane, std::vector<double>* times) {
+    for (int s = 0; s < plan_.steps; ++s) {
+      check_interrupted();
+      const auto start = Clock::now();
+      const auto hidden = decoder_.forward({&lane.last_token, 1}, *lane.cache);
+      decoder_.logits(hidden.data(), 1, logits_.data());
+      lane.last_token = top_token(logits_);
+      if (times) times->push_back(ms_since(start));
+    }
+  }
+
+ private:
+  Decoder decoder_;
+  const TokenText& text_;
+  const SpeedPlan& plan_;
+  AlignedVector<float> logits_;
+};
+
+}  // namespace
+
+double quantile(std::vector<double> values, double q) {
+  MILLION_ASSERT(!values.empty());
+  std::sort(values.begin(), values.end());
+  const double at = q * static_cast<double>(values.size() - 1);
+  const auto low = static_cast<size_t>(at);
+  const size_t high = std::min(low + 1, values.size() - 1);
+  return values[low] + (at - static_cast<double>(low)) * (values[high] - values[low]);
+}
+
+std::vector<std::vector<DepthSpeed>> measure_speed(std::shared_ptr<const Model> model,
+                                                   const std::vector<Method>& methods,
+                                                   const TokenText& text, const SpeedPlan& plan) {
+  MILLION_REQUIRE(!plan.depths.empty() && std::is_sorted(plan.depths.begin(), plan.depths.end()),
+                  ErrorCode::kUsage, "--depths: expected ascending numbers");
+  MILLION_REQUIRE(static_cast<size_t>(plan.depths.back()) <= text.tokens.size(),
+                  ErrorCode::kBadInput, "text {} has {} tokens, depth {} needs more; use a longer "
+                  "text", text.name, text.tokens.size(), plan.depths.back());
+  SpeedRun run(model, text, plan);
+  std::vector<Lane> lanes;
+  for (const Method& m : methods)
+    lanes.emplace_back(model->config.geometry(), m, plan.async_encode);
+  std::vector<std::vector<DepthSpeed>> result(methods.size());
+  Progress progress("speed", static_cast<int64_t>(plan.depths.size() * methods.size()));
+  for (int depth : plan.depths) {
+    for (size_t i = 0; i < lanes.size(); ++i) {
+      result[i].push_back(run.fill(lanes[i], depth));
+      result[i].back().bytes = lanes[i].cache->bytes();
+      result[i].back().bits_cache = lanes[i].cache->measured_bits(false);
+      result[i].back().bits_total = lanes[i].cache->measured_bits(true);
+      progress.step(methods[i].spec.to_string());
+    }
+    for (int round = 0; round <= plan.repeats; ++round)
+      for (size_t i = 0; i < lanes.size(); ++i)
+        run.steps(lanes[i], round == 0 ? nullptr : &result[i].back().step_ms);
+  }
+  return result;
+}
+
+double measure_read_bandwidth() {
+  constexpr size_t kBytes = size_t{512} << 20;
+  constexpr int kPasses = 5;
+  void* memory = mmap(nullptr, kBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  MILLION_REQUIRE(memory != MAP_FAILED, ErrorCode::kNoResources,
+                  "the bandwidth test needs {} MiB of memory", kBytes >> 20);
+  madvise(memory, kBytes, MADV_HUGEPAGE);
+  auto* words = static_cast<uint64_t*>(memory);
+  constexpr int64_t kWords = kBytes / sizeof(uint64_t);
+  parallel_ranges(kWords, 8, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) words[i] = static_cast<uint64_t>(i);
+  });
+  std::atomic<uint64_t> sink{0};
+  std::vector<double> rates;
+  for (int pass = 0; pass < kPasses; ++pass) {
+    const auto start = Clock::now();
+    parallel_ranges(kWords, 8, [&](int64_t begin, int64_t end) {
+      // Eight independent sums keep enough loads in flight without vector instructions.
+      uint64_t sums[8] = {};
+      for (int64_t i = begin; i + 8 <= end; i += 8)
+        for (int j = 0; j < 8; ++j) sums[j] ^= words[i + j];
+      for (uint64_t s : sums) sink ^= s;
+    });
+    rates.push_back(static_cast<double>(kBytes) / (ms_since(start) * 1e6));
+  }
+  munmap(memory, kBytes);
+  return quantile(rates, 0.5);
+}
+
+}  // namespace million

@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: Apache-2.0
+// Speed of decoding by context depth, methods interleaved, so that a drift of the machine hits all
+// of them alike.
+#pragma once
+
+#include "lib/cache/kv_cache.h"
+#include "lib/eval/text.h"
+#include "lib/model/decoder.h"
+
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+namespace million {
+
+/// Raw times of one method at one depth.
+struct DepthSpeed {
+  int depth = 0;
+  double prefill_ms = 0.0;        ///< prefill of this depth's new tokens (from the depth before)
+  int prefill_tokens = 0;
+  double ttft_ms = 0.0;           ///< prefill from an empty cache up to here, first logits included
+  std::vector<double> step_ms;    ///< decode steps, one token each, in order
+  CacheBytes bytes;
+  double bits_cache = 0.0, bits_total = 0.0;
+};
+
+struct SpeedPlan {
+  std::vector<int> depths;  ///< ascending
+  int steps = 16;           ///< decode steps per repetition
+  int repeats = 3;          ///< rounds over the methods; a warm-up round comes first
+  DecoderOptions decoder;
+  bool async_encode = true;
+};
+
+/// Prefills each method's cache with the text up to each depth and times decode steps there, the
+/// methods in turn. Result: [method][depth]. Error(kBadInput) when the text is too short.
+std::vector<std::vector<DepthSpeed>> measure_speed(std::shared_ptr<const Model> model,
+                                                   const std::vector<Method>& methods,
+                                                   const TokenText& text, const SpeedPlan& plan);
+
+/// Read bandwidth of main memory over all threads in GB/s: median of several passes over a buffer
+/// much larger than the caches.
+double measure_read_bandwidth();
+
+/// Quantile q of raw times, linear between neighbours.
+double quantile(std::vector<double> values, double q);
+
+}  // namespace million
