@@ -42,7 +42,7 @@ std::string dataset_name(const std::string& tensor) { return "/tensors/" + tenso
 
 }  // namespace
 
-void save_tensor_file(const std::filesystem::path& path, const TensorBag& bag) {
+void save_tensors(const std::filesystem::path& path, const TensorBag& bag) {
   uint64_t bytes = 1 << 20;
   for (const auto& [name, tensor] : bag.tensors) {
     check_tensor(name, tensor);
@@ -74,7 +74,7 @@ void save_tensor_file(const std::filesystem::path& path, const TensorBag& bag) {
   publish_file(part, path);
 }
 
-TensorBag load_tensor_file(const std::filesystem::path& path) {
+TensorBag load_tensors(const std::filesystem::path& path) {
   const Hdf5File file = Hdf5File::open(path);
   MILLION_REQUIRE(file.has_attribute("format") && file.text_attribute("format") == kFormat,
                   ErrorCode::kBadInput, "{} holds no {}, expected a codebook file", path.string(),

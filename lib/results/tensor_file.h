@@ -12,9 +12,9 @@ namespace million {
 
 /// Writes the bag; a reader sees the whole file or none. Tensor names: 1..200 characters without
 /// '/', rank 1..8, no empty extent. Error(kNoResources) on a full disk.
-void save_tensor_file(const std::filesystem::path& path, const TensorBag& bag);
+void save_tensors(const std::filesystem::path& path, const TensorBag& bag);
 
 /// Error(kBadInput) on anything but a complete file of this format.
-TensorBag load_tensor_file(const std::filesystem::path& path);
+TensorBag load_tensors(const std::filesystem::path& path);
 
 }  // namespace million
