@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the figures share: reading run records, the text form of methods, colours, saving.
+
+Every script reads result files only (JSONL records, the JSON of kv-analyze, a dump) and runs
+without the C++ build. A figure is written as PDF, SVG and PNG, beside a .txt file that holds its
+caption, the files it was drawn from and the command that draws it again.
+"""
+
+import json
+import os
+import shlex
+import sys
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402  (the backend must be chosen first)
+
+# Okabe and Ito's palette: distinguishable with every common colour-vision deficiency.
+PALETTE = {
+    "black": "#000000", "orange": "#E69F00", "sky": "#56B4E9", "green": "#009E73",
+    "yellow": "#F0E442", "blue": "#0072B2", "vermillion": "#D55E00", "purple": "#CC79A7",
+}
+# Family of a method -> colour, marker, name in legends. Families that are not listed take the rest.
+FAMILIES = {
+    "fp16": (PALETTE["black"], "*", "fp16"),
+    "pq": (PALETTE["blue"], "o", "PQ (MILLION)"),
+    "kvquant": (PALETTE["vermillion"], "s", "KVQuant"),
+    "uniform-token": (PALETTE["orange"], "^", "uniform, per token"),
+    "uniform-channel": (PALETTE["green"], "v", "uniform, per channel"),
+}
+SPARE = [(PALETTE["purple"], "D"), (PALETTE["sky"], "P"), (PALETTE["yellow"], "X")]
+
+plt.rcParams.update({
+    "figure.dpi": 110, "savefig.dpi": 160, "font.size": 9, "axes.grid": True, "grid.alpha": 0.3,
+    "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False,
+    "svg.hashsalt": "million", "svg.fonttype": "path", "pdf.fonttype": 42,
+})
+
+
+def fail(message, code=3):
+    """One clear line on stderr and the exit code of bad input."""
+    print(f"{os.path.basename(sys.argv[0])}: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+def read_records(paths):
+    """Records of JSONL files in order; of two with the same key the later one stays. A torn last
+    line (a killed run) is skipped."""
+    records = {}
+    for path in paths:
+        try:
+            with open(path, encoding="utf-8") as stream:
+                lines = stream.read().split("\n")
+        except OSError as error:
+            fail(f"cannot read {path}: {error.strerror}")
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError:
+                print(f"note: {path}:{number}: no complete record, skipped", file=sys.stderr)
+                continue
+            record["_file"] = path
+            records[record.get("key") or f"{path}:{number}"] = record
+    return list(records.values())
+
+
+def metric(record, name):
+    """(value, standard error) of a metric; (None, None) when the record has none."""
+    entry = record.get("metrics", {}).get(name)
+    if not isinstance(entry, dict) or entry.get("value") is None:
+        return None, None
+    return entry["value"], entry.get("se")
+
+
+def timing(record, name):
+    """(median, half the spread of the middle half) of a timing, or (None, None)."""
+    entry = record.get("timing", {}).get(name)
+    if not isinstance(entry, dict) or entry.get("median") is None:
+        return None, None
+    raw = sorted(entry.get("raw") or [entry["median"]])
+    spread = raw[(3 * len(raw)) // 4 if len(raw) > 1 else 0] - raw[len(raw) // 4]
+    return entry["median"], spread / 2
+
+
+def measured_bits(record):
+    """Bits per value from allocated bytes: codes, scales, outliers, sinks and window. Codebooks
+    are left out: their share depends on how many sequences use them ("bits.total" counts them)."""
+    bits = record.get("bits", {})
+    return bits.get("cache", bits.get("nominal"))
+
+
+def parse_method(text):
+    """'pq:M=32,nbits=8' -> ('pq', {'M': '32', 'nbits': '8'}). Keys and values that differ
+    ('A | B') give the family of the keys and no options."""
+    head = text.split("|")[0].strip()
+    name, _, options = head.partition(":")
+    pairs = {} if "|" in text else dict(
+        item.split("=", 1) for item in options.split(",") if "=" in item)
+    return name, pairs
+
+
+def family(text):
+    """Key into FAMILIES: the codec, for uniform with its axis."""
+    name, options = parse_method(text)
+    if name == "uniform":
+        return f"uniform-{options.get('axis', 'token')}"
+    return name
+
+
+def styles(names):
+    """{family: (colour, marker, label)}; unknown families take spare colours in sorted order."""
+    out, spare = {}, list(SPARE)
+    for name in sorted(set(names), key=lambda n: (list(FAMILIES).index(n) if n in FAMILIES else 99, n)):
+        if name in FAMILIES:
+            out[name] = FAMILIES[name]
+        else:
+            colour, marker = spare.pop(0) if spare else (PALETTE["black"], ".")
+            out[name] = (colour, marker, name)
+    return out
+
+
+def short_label(text):
+    """A few characters for a point in a figure: 'PQ 32x8 head s4', 'nuq3-1%'."""
+    name, options = parse_method(text)
+    if name == "pq":
+        label = f"PQ {options.get('M', '?')}×{options.get('nbits', '8')} {options.get('scope', '')}"
+    elif name == "kvquant":
+        share = float(options.get("outliers", 0))
+        label = f"nuq{options.get('bits', '?')}" + (f"-{share * 100:g}%" if share else "")
+    elif name == "uniform":
+        label = f"int{options.get('bits', '?')} {options.get('axis', '')}"
+    else:
+        return text
+    extra = [f"s{options['sinks']}"] if options.get("sinks", "0") != "0" and name == "pq" else []
+    extra += [f"w{options['window']}"] if options.get("window", "0") != "0" else []
+    return " ".join([label.strip()] + extra)
+
+
+def protocol_of(record):
+    """What must be equal for two rows to stand in one figure."""
+    config = record.get("config", {})
+    inputs = record.get("inputs", {})
+    return (config.get("protocol", ""), config.get("context"), inputs.get("text_sha256"))
+
+
+def command_line():
+    return "python3 " + " ".join(shlex.quote(part) for part in sys.argv)
+
+
+def save(figure, out, caption, sources):
+    """Writes OUT.pdf, OUT.svg, OUT.png and OUT.txt (caption, sources, command)."""
+    folder = os.path.dirname(out)
+    if folder:
+        os.makedirs(folder, exist_ok=True)
+    # Dates are left out of the files: equal data gives equal bytes.
+    figure.savefig(out + ".pdf", bbox_inches="tight", metadata={"CreationDate": None})
+    figure.savefig(out + ".svg", bbox_inches="tight", metadata={"Date": None})
+    figure.savefig(out + ".png", bbox_inches="tight", metadata={"Description": command_line()})
+    plt.close(figure)
+    with open(out + ".txt", "w", encoding="utf-8") as stream:
+        stream.write(f"{caption}\nfrom: {' '.join(sources)}\ncommand: {command_line()}\n")
+    print(f"{out}.pdf .svg .png")

@@ -1,0 +1,85 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Time per output token and cache memory against context depth, from `kv-decode bench`.
+
+Usage: plot_speed.py RECORDS.jsonl... --out OUT
+The depth from which a method is faster than fp16 is marked (the crossover), interpolated between
+the two measured depths around it.
+"""
+
+import argparse
+import collections
+
+import common
+from common import plt
+
+
+def series(records):
+    """{method: [(depth, tpot ms, spread ms, MiB, prefill tok/s), ...]} by rising depth."""
+    out = collections.defaultdict(list)
+    for record in records:
+        depth = record.get("config", {}).get("depth")
+        median, spread = common.timing(record, "tpot_ms")
+        if record.get("status") != "ok" or depth is None or median is None:
+            continue
+        mib = sum(record.get("bytes", {}).get(part, 0)
+                  for part in ("codes", "scales", "outliers", "sinks", "window", "shared")) / 2**20
+        out[record["method"]].append((depth, median, spread, mib))
+    return {method: sorted(points) for method, points in out.items()}
+
+
+def crossover(method, reference):
+    """Depth where the method's line goes below fp16's and stays below, or None."""
+    times = {p[0]: p[1] for p in reference}
+    both = [(p[0], p[1] - times[p[0]]) for p in method if p[0] in times]
+    found = None
+    for (x0, d0), (x1, d1) in zip(both, both[1:]):
+        if d0 > 0 >= d1:
+            found = x0 + (x1 - x0) * d0 / (d0 - d1)
+        elif d1 > 0:
+            found = None
+    return found
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("records", nargs="+")
+    parser.add_argument("--out", required=True)
+    args = parser.parse_args()
+    lines = series(common.read_records(args.records))
+    if not lines:
+        common.fail(f"no finished bench row with tpot_ms in {' '.join(args.records)}")
+    looks = common.styles(common.family(method) for method in lines)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4))
+    strokes, used = ("-", "--", ":", "-."), collections.Counter()
+    for method, points in sorted(lines.items()):
+        colour, marker, _ = looks[common.family(method)]
+        stroke = strokes[used[colour] % len(strokes)]
+        used[colour] += 1
+        depths = [p[0] for p in points]
+        label = common.short_label(method)
+        left.errorbar(depths, [p[1] for p in points], yerr=[p[2] for p in points], color=colour,
+                      marker=marker, linestyle=stroke, capsize=2, markersize=5, label=label)
+        right.plot(depths, [p[3] for p in points], color=colour, marker=marker, linestyle=stroke,
+                   markersize=5, label=label)
+        at = crossover(points, lines.get("fp16", []))
+        if at is not None and method != "fp16":
+            left.axvline(at, color=colour, linewidth=0.8, linestyle=stroke)
+            left.annotate(f"{label}: faster from {at:.0f}", (at, 0.02), fontsize=6, rotation=90,
+                          xycoords=("data", "axes fraction"), ha="right", va="bottom")
+    for axes, title in ((left, "time per output token (ms)"), (right, "cache and codebooks (MiB)")):
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.set_xlabel("tokens in the cache")
+        axes.set_ylabel(title)
+    left.set_ylim(bottom=0)
+    right.set_yscale("log", base=2)
+    right.yaxis.set_major_formatter("{x:g}")
+    right.legend(fontsize=7)
+    common.save(figure, args.out, "Decoding against context: median time per output token (bars: "
+                "half the interquartile range) and bytes allocated for cache and codebooks.",
+                args.records)
+
+
+if __name__ == "__main__":
+    main()
