@@ -32,9 +32,9 @@ constexpr const char* kExitCodes =
 
 std::string version_text() {
   const BuildInfo& build = build_info();
-  std::string text = fmt::format("million {} (commit {}{}, {}, {})\nfeatures: isa {}", build.version,
-                                 build.commit, build.dirty ? ", modified" : "", build.compiler,
-                                 build.build_type, isa_name());
+  std::string text =
+      fmt::format("million {} (commit {}{}, {}, {})\nfeatures: isa {}", build.version, build.commit,
+                  build.dirty ? ", modified" : "", build.compiler, build.build_type, isa_name());
   for (const auto& [name, version] : library_versions().items())
     text += fmt::format(", {} {}", name, version.get<std::string>());
   return text + ", cuda off\n";
@@ -54,23 +54,25 @@ struct CommonFlags {
   bool quiet = false, verbose = false;
 };
 
-void add_common_flags(CLI::App& app, const AppInfo& info, AppContext& context,
-                      CommonFlags& flags) {
+void add_common_flags(CLI::App& app, const AppInfo& info, AppContext& context, CommonFlags& flags) {
   app.option_defaults()->always_capture_default();
   app.fallthrough();  // common flags may follow a subcommand
-  app.set_config("--config", "", "TOML file of long flags; the command line wins")
-      ->group("Common");
+  app.set_config("--config", "", "TOML file of long flags; the command line wins")->group("Common");
   app.allow_config_extras(CLI::config_extras_mode::error);
   app.set_version_flag("--version", version_text, "Print version, commit and features");
   app.add_option("--threads", context.threads, "Worker threads (0 = all usable cores)")
-      ->check(CLI::Range(0, 1024))->group("Common");
+      ->check(CLI::Range(0, 1024))
+      ->group("Common");
   app.add_option("--seed", context.seed, "Seed of everything random")->group("Common");
   app.add_option("--json", context.json, "Write results as JSON to FILE, or '-' for stdout")
-      ->type_name("FILE")->group("Common");
+      ->type_name("FILE")
+      ->group("Common");
   app.add_option("--progress", flags.progress, "Progress on stderr")
-      ->check(CLI::IsMember({"auto", "plain", "none"}))->group("Common");
+      ->check(CLI::IsMember({"auto", "plain", "none"}))
+      ->group("Common");
   app.add_option("--isa", flags.isa, "Instruction set of the kernels")
-      ->check(CLI::IsMember({"auto", "scalar", "avx2", "avx512"}))->group("Common");
+      ->check(CLI::IsMember({"auto", "scalar", "avx2", "avx512"}))
+      ->group("Common");
   app.add_flag("-q,--quiet", flags.quiet, "Warnings and errors only")->group("Common");
   app.add_flag("-v,--verbose", flags.verbose, "Say more")->group("Common");
   if (info.has_dry_run)

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The common shell of every program: flags that all share, configuration files, error lines and exit
-// codes, logging to stderr, so that stdout carries data only.
+// The common shell of every program: flags that all share, configuration files, error lines and
+// exit codes, logging to stderr, so that stdout carries data only.
 #pragma once
 
 #include <CLI/CLI.hpp>
@@ -14,13 +14,13 @@ namespace million {
 
 /// Values of the common flags, filled before the body runs.
 struct AppContext {
-  std::string program;    ///< "kv-eval"
-  std::string command;    ///< shell-quoted command line that repeats this run
-  int threads = 0;        ///< resolved: usable cores unless --threads
+  std::string program;  ///< "kv-eval"
+  std::string command;  ///< shell-quoted command line that repeats this run
+  int threads = 0;      ///< resolved: usable cores unless --threads
   uint64_t seed = 1;
-  std::string json;       ///< --json: a file, "-" for stdout, empty = not asked for
+  std::string json;  ///< --json: a file, "-" for stdout, empty = not asked for
   bool dry_run = false;
-  int verbosity = 0;      ///< -1 with -q, 0, 1 with -v
+  int verbosity = 0;  ///< -1 with -q, 0, 1 with -v
 
   /// Where human-readable results go: stdout, unless --json - claims it.
   bool prints_summary() const { return json != "-"; }
@@ -29,8 +29,8 @@ struct AppContext {
 /// What --help says besides the flags.
 struct AppInfo {
   const char* name;
-  const char* summary;    ///< one sentence
-  const char* examples;   ///< two real commands, one a line
+  const char* summary;   ///< one sentence
+  const char* examples;  ///< two real commands, one a line
   bool has_dry_run = false;
   const char* exit_notes = "";  ///< appended to the table of exit codes
 };

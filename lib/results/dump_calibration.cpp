@@ -56,12 +56,13 @@ CalibrationSet to_calibration_set(const DumpReader& dump) {
   const DumpMeta& meta = dump.meta();
   const KvGeometry& g = meta.geometry;
   for (DumpTensor t : {DumpTensor::kKeyPre, DumpTensor::kValue, DumpTensor::kQuery})
-    MILLION_REQUIRE(dump.has(0, t) && static_cast<int>(meta.layers.size()) == g.n_layers &&
-                        static_cast<int>(meta.kv_heads.size()) == g.n_kv_heads,
-                    ErrorCode::kBadInput,
-                    "{} cannot calibrate: it needs k_pre, v and q of all {} layers and {} KV heads; "
-                    "write it with kv-dump --tensors k_pre,v,q",
-                    dump.path().string(), g.n_layers, g.n_kv_heads);
+    MILLION_REQUIRE(
+        dump.has(0, t) && static_cast<int>(meta.layers.size()) == g.n_layers &&
+            static_cast<int>(meta.kv_heads.size()) == g.n_kv_heads,
+        ErrorCode::kBadInput,
+        "{} cannot calibrate: it needs k_pre, v and q of all {} layers and {} KV heads; "
+        "write it with kv-dump --tensors k_pre,v,q",
+        dump.path().string(), g.n_layers, g.n_kv_heads);
   CalibrationSet out;
   out.geometry = g;
   out.model_sha256 = meta.model_sha256;

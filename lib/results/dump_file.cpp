@@ -235,8 +235,9 @@ void DumpWriter::add(int layer, DumpTensor t, int64_t first_token, int n, const 
   MILLION_ASSERT(first_token == stored && first_token + n <= meta_.n_tokens);
   const auto heads = meta_.heads(t);
   const std::size_t d = static_cast<std::size_t>(meta_.geometry.head_dim);
-  const std::size_t row = d * static_cast<std::size_t>(is_query_side(t) ? meta_.geometry.n_heads
-                                                                        : meta_.geometry.n_kv_heads);
+  const std::size_t row =
+      d * static_cast<std::size_t>(is_query_side(t) ? meta_.geometry.n_heads
+                                                    : meta_.geometry.n_kv_heads);
   const std::size_t count = static_cast<std::size_t>(n);
   impl_->gathered.resize(heads.size() * count * d);
   impl_->half.resize(impl_->gathered.size());

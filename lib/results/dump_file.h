@@ -3,8 +3,9 @@
 // and tokens of one text, HDF5, readable by h5py. Format "million-kv-dump":
 //
 //   attributes  format, version, model, model_sha256, text_name, text_sha256 (of the tokens),
-//               tokenizer, n_layers, n_heads, n_kv_heads, head_dim, kv_heads (which are stored), rope
-//               (text), rope_params (JSON), rope_base, context (window length), dtype, seed, commit
+//               tokenizer, n_layers, n_heads, n_kv_heads, head_dim, kv_heads (which are stored),
+//               rope (text), rope_params (JSON), rope_base, context (window length), dtype, seed,
+//               commit
 //   /tokens     int32 [n]
 //   /positions  int32 [n]   position inside the window; the cache starts empty with each window
 //   /layers/NN/{k_pre,k,v,q,attn_out}  f16 [head][token][head_dim], axes named
@@ -44,11 +45,11 @@ struct DumpMeta {
   std::string text_sha256;  ///< tokens_sha256() of `tokens`
   int context = 0;          ///< window length; row t stands at position t % context
   uint64_t seed = 0;
-  std::vector<int32_t> tokens;       ///< [n]; empty when left out (then n_tokens counts)
+  std::vector<int32_t> tokens;  ///< [n]; empty when left out (then n_tokens counts)
   int64_t n_tokens = 0;
-  std::vector<DumpTensor> tensors;   ///< stored tensors, in enum order
-  std::vector<int> layers;           ///< stored layers, ascending
-  std::vector<int> kv_heads;         ///< stored KV heads, ascending; query heads are their groups
+  std::vector<DumpTensor> tensors;  ///< stored tensors, in enum order
+  std::vector<int> layers;          ///< stored layers, ascending
+  std::vector<int> kv_heads;        ///< stored KV heads, ascending; query heads are their groups
 
   /// Model heads that a tensor stores, in order.
   std::vector<int> heads(DumpTensor t) const;
@@ -70,12 +71,13 @@ class DumpWriter {
 
   const DumpMeta& meta() const { return meta_; }
   bool wants(int layer, DumpTensor t) const;
-  /// Stores `n` tokens of all the model's heads of one tensor: rows [n][heads][head_dim] f32, in token
-  /// order per layer and tensor (first_token = what add() has stored so far). Ignores tensors and
-  /// layers that are not selected. Values above 65504 become Inf as f16: Error(kFailed) names them.
-  /// Written through and checked before the call returns.
+  /// Stores `n` tokens of all the model's heads of one tensor: rows [n][heads][head_dim] f32, in
+  /// token order per layer and tensor (first_token = what add() has stored so far). Ignores tensors
+  /// and layers that are not selected. Values above 65504 become Inf as f16: Error(kFailed) names
+  /// them. Written through and checked before the call returns.
   void add(int layer, DumpTensor t, int64_t first_token, int n, const float* rows);
-  /// Closes, syncs, renames. Error(kFailed) when rows are missing, Error(kNoResources) on a full disk.
+  /// Closes, syncs, renames. Error(kFailed) when rows are missing, Error(kNoResources) on a full
+  /// disk.
   void finish();
 
  private:
@@ -94,9 +96,9 @@ class DumpReader {
   const DumpMeta& meta() const;
   const std::filesystem::path& path() const;
   bool has(int layer, DumpTensor t) const;
-  /// Tokens [begin, end) of one of the model's heads as f32 [end - begin][head_dim]. Error(kUsage) when
-  /// the dump does not hold that tensor, layer or head; Error(kBadInput) on a damaged chunk. Not
-  /// thread-safe (HDF5 is not).
+  /// Tokens [begin, end) of one of the model's heads as f32 [end - begin][head_dim]. Error(kUsage)
+  /// when the dump does not hold that tensor, layer or head; Error(kBadInput) on a damaged chunk.
+  /// Not thread-safe (HDF5 is not).
   AlignedVector<float> read(int layer, DumpTensor t, int head, int64_t begin, int64_t end) const;
   /// The same bits as stored.
   AlignedVector<uint16_t> read_half(int layer, DumpTensor t, int head, int64_t begin,

@@ -83,19 +83,26 @@ Handle make_type(Hdf5Type type) {
       MILLION_ASSERT(H5Tset_size(half.get(), 2) >= 0 && H5Tset_ebias(half.get(), 15) >= 0);
       return Handle(H5Tcopy(half.get()), H5Tclose);
     }
-    case Hdf5Type::kF32: return Handle(H5Tcopy(H5T_IEEE_F32LE), H5Tclose);
-    case Hdf5Type::kInt32: return Handle(H5Tcopy(H5T_STD_I32LE), H5Tclose);
-    case Hdf5Type::kInt64: break;
+    case Hdf5Type::kF32:
+      return Handle(H5Tcopy(H5T_IEEE_F32LE), H5Tclose);
+    case Hdf5Type::kInt32:
+      return Handle(H5Tcopy(H5T_STD_I32LE), H5Tclose);
+    case Hdf5Type::kInt64:
+      break;
   }
   return Handle(H5Tcopy(H5T_STD_I64LE), H5Tclose);
 }
 
 const char* type_name(Hdf5Type type) {
   switch (type) {
-    case Hdf5Type::kF16: return "float16";
-    case Hdf5Type::kF32: return "float32";
-    case Hdf5Type::kInt32: return "int32";
-    case Hdf5Type::kInt64: return "int64";
+    case Hdf5Type::kF16:
+      return "float16";
+    case Hdf5Type::kF32:
+      return "float32";
+    case Hdf5Type::kInt32:
+      return "int32";
+    case Hdf5Type::kInt64:
+      return "int64";
   }
   return "?";
 }
@@ -107,7 +114,8 @@ std::string dims_text(std::span<const uint64_t> dims) {
 Handle open_dataset(hid_t file, const std::string& name, std::span<const uint64_t> count,
                     std::size_t item) {
   Handle access(H5Pcreate(H5P_DATASET_ACCESS), H5Pclose);
-  // The cache must hold every chunk that one box touches, or chunks are read and written repeatedly.
+  // The cache must hold every chunk that one box touches, or chunks are read and written
+  // repeatedly.
   uint64_t bytes = item;
   for (uint64_t n : count) bytes *= std::max<uint64_t>(n, 1);
   const std::size_t cache = std::clamp<uint64_t>(bytes * 2, 4u << 20, 256u << 20);
@@ -152,8 +160,9 @@ void Hdf5File::broken(const std::string& what) const {
 Hdf5File Hdf5File::create(const std::filesystem::path& path) {
   hdf5_init();
   Handle access(H5Pcreate(H5P_FILE_ACCESS), H5Pclose);
-  // Any library from 1.8 on reads the file; strong close: no object keeps it open behind our back.
-  H5Pset_libver_bounds(access.get(), H5F_LIBVER_V18, H5F_LIBVER_V110);
+  // The 1.10 format checks all its metadata by checksum, the chunk index included; older ones do
+  // not. Strong close: no object keeps the file open behind our back.
+  H5Pset_libver_bounds(access.get(), H5F_LIBVER_V110, H5F_LIBVER_V110);
   H5Pset_fclose_degree(access.get(), H5F_CLOSE_STRONG);
   const hid_t id = H5Fcreate(path.c_str(), H5F_ACC_TRUNC, H5P_DEFAULT, access.get());
   if (id < 0) {
@@ -196,10 +205,10 @@ void Hdf5File::close() {
 
 void Hdf5File::write_attribute(const std::string& name, const std::string& object, int64_t type,
                                std::span<const uint64_t> dims, const void* data) {
-  Handle space(dims.empty() ? H5Screate(H5S_SCALAR)
-                            : H5Screate_simple(static_cast<int>(dims.size()),
-                                               reinterpret_cast<const hsize_t*>(dims.data()),
-                                               nullptr),
+  Handle space(dims.empty()
+                   ? H5Screate(H5S_SCALAR)
+                   : H5Screate_simple(static_cast<int>(dims.size()),
+                                      reinterpret_cast<const hsize_t*>(dims.data()), nullptr),
                H5Sclose);
   Handle attribute(H5Acreate_by_name(id_, object.c_str(), name.c_str(), type, space.get(),
                                      H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT),
@@ -210,7 +219,7 @@ void Hdf5File::write_attribute(const std::string& name, const std::string& objec
 
 void Hdf5File::set_attribute(const std::string& name, const std::string& value,
                              const std::string& object) {
-  // Above 64 KiB an attribute needs the dense storage that the file's 1.8 bound allows.
+  // Above 64 KiB an attribute needs the dense storage of the newer file format.
   MILLION_ASSERT(value.size() < kMaxAttributeBytes && value.find('\0') == std::string::npos);
   Handle type(H5Tcopy(H5T_C_S1), H5Tclose);
   H5Tset_size(type.get(), value.size() + 1);

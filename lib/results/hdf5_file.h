@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-// The HDF5 C API as objects that close themselves, with every failure an Error. The library's header
-// is included in hdf5_file.cpp only; identifiers travel as int64_t.
+// The HDF5 C API as objects that close themselves, with every failure an Error. The library's
+// header is included in hdf5_file.cpp only; identifiers travel as int64_t.
 //
 // Trusted files only: HDF5 1.10 itself crashes or hangs on some hostile files. Our readers check
 // magic, version and sizes before they allocate, and run foreign files under a time limit.
 //
 // Disk full: chunk caches hide a failed write until flush or close, and the library's exit handler
-// then crashes; so the handler is never installed, every dataset is closed (its cache written) after
-// each write, and a failed close is a failed file. Measured on HDF5 1.10.8 with a file size limit.
+// then crashes; so the handler is never installed, every dataset is closed (its cache written)
+// after each write, and a failed close is a failed file. Measured on HDF5 1.10.8 with a file size
+// limit.
 #pragma once
 
 #include <array>
@@ -42,7 +43,8 @@ class Hdf5File {
   void close();
   const std::filesystem::path& path() const { return path_; }
 
-  // Attributes of the root group, or of a dataset or group when `object` is given.
+  // Attributes of the root group, or of a dataset or group when `object` is given. Text is stored at
+  // fixed length (bytes in h5py): variable-length text lies in a heap without a checksum.
   void set_attribute(const std::string& name, const std::string& value,
                      const std::string& object = "/");
   void set_attribute(const std::string& name, int64_t value, const std::string& object = "/");
@@ -60,8 +62,8 @@ class Hdf5File {
   /// with shuffle and fletcher32, so a flipped bit makes the read fail instead of passing unseen.
   void create_dataset(const std::string& name, Hdf5Type type, const std::vector<uint64_t>& dims,
                       const std::vector<uint64_t>& chunk = {});
-  /// Writes or reads the box [start, start + count) with memory of the dataset's own type, row-major.
-  /// The dataset is closed again before the call returns, so a full disk shows here.
+  /// Writes or reads the box [start, start + count) with memory of the dataset's own type,
+  /// row-major. The dataset is closed again before the call returns, so a full disk shows here.
   void write(const std::string& name, std::span<const uint64_t> start,
              std::span<const uint64_t> count, const void* data);
   void read(const std::string& name, std::span<const uint64_t> start,

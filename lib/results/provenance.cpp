@@ -75,9 +75,9 @@ Json provenance() {
                   {"cores", usable_cores()},
                   {"isa", ops().name},
                   {"memory_bytes", proc_bytes("/proc/meminfo", "MemTotal")}};
-  Json out = {{"commit", build.commit},     {"dirty", build.dirty},
-              {"version", build.version},   {"machine", std::move(machine)},
-              {"compiler", build.compiler}, {"build_type", build.build_type},
+  Json out = {{"commit", build.commit},         {"dirty", build.dirty},
+              {"version", build.version},       {"machine", std::move(machine)},
+              {"compiler", build.compiler},     {"build_type", build.build_type},
               {"libraries", library_versions()}};
   if (*MILLION_BUILD_SANITIZE) out["sanitize"] = MILLION_BUILD_SANITIZE;
   out["date"] = utc_now();

@@ -123,10 +123,10 @@ void RunRecord::times(const std::string& name, std::vector<double> raw) {
 
 Json RunRecord::to_json() const {
   MILLION_ASSERT(status == "ok" || status == "failed" || status == "skipped");
-  Json out = {{"schema", kRecordVersion}, {"key", key()},        {"program", program},
-              {"status", status},         {"method", method},    {"config", config},
-              {"metrics", metrics},       {"bits", bits},        {"bytes", bytes},
-              {"timing", timing},         {"seed", seed},        {"inputs", inputs},
+  Json out = {{"schema", kRecordVersion},   {"key", key()},      {"program", program},
+              {"status", status},           {"method", method},  {"config", config},
+              {"metrics", metrics},         {"bits", bits},      {"bytes", bytes},
+              {"timing", timing},           {"seed", seed},      {"inputs", inputs},
               {"provenance", provenance()}, {"command", command}};
   if (!reason.empty()) out["reason"] = reason;
   return out;
@@ -145,11 +145,10 @@ void RecordFile::load() {
     ++line_number;
     if (line.find_first_not_of(" \t\r") == std::string_view::npos) continue;
     Json record = Json::parse(line, nullptr, /*allow_exceptions=*/false);
-    const bool known = record.is_object() && record.contains("schema") &&
-                       record["schema"].is_number_integer() &&
-                       record["schema"].get<int64_t>() <= kRecordVersion &&
-                       record.contains("key") && record["key"].is_string() &&
-                       record.contains("status") && record["status"].is_string();
+    const bool known =
+        record.is_object() && record.contains("schema") && record["schema"].is_number_integer() &&
+        record["schema"].get<int64_t>() <= kRecordVersion && record.contains("key") &&
+        record["key"].is_string() && record.contains("status") && record["status"].is_string();
     if (!known) {
       if (skipped_++ == 0) first_bad = line_number;
       continue;

@@ -26,10 +26,10 @@ std::string record_key(const Json& config, const Json& inputs, int version = kRe
 
 /// One finished cell. Objects may stay empty; to_json() adds schema, key and provenance.
 struct RunRecord {
-  std::string program;        ///< "kv-eval"
-  std::string status = "ok";  ///< ok | failed | skipped
-  std::string method;         ///< canonical method text, may be empty
-  std::string reason;         ///< why it failed or was skipped
+  std::string program;            ///< "kv-eval"
+  std::string status = "ok";      ///< ok | failed | skipped
+  std::string method;             ///< canonical method text, may be empty
+  std::string reason;             ///< why it failed or was skipped
   Json config = Json::object();   ///< every resolved setting that changes the numbers
   Json inputs = Json::object();   ///< model_sha256, text_sha256, calibration {...}
   Json metrics = Json::object();  ///< name -> {value, se, n}; filled by metric()
@@ -37,7 +37,7 @@ struct RunRecord {
   Json bytes = Json::object();    ///< codes, scales, outliers, sinks, window, shared ...
   Json timing = Json::object();   ///< name -> {median, raw [...]}; filled by times()
   uint64_t seed = 0;
-  std::string command;        ///< shell_command() of this run
+  std::string command;  ///< shell_command() of this run
 
   /// Adds a metric with its standard error (NaN = none) over n samples.
   void metric(const std::string& name, double value, double se = std::nan(""), int64_t n = 1);
@@ -47,12 +47,13 @@ struct RunRecord {
   Json to_json() const;
 };
 
-/// A JSONL file of records. Reads what is there at construction; append() adds on disk and in memory.
+/// A JSONL file of records. Reads what is there at construction; append() adds on disk and in
+/// memory.
 class RecordFile {
  public:
   /// A missing file is empty. Lines that do not parse, or are no record of a known schema, are
-  /// skipped; the first gives one warning on stderr with file, line and count. Error(kBadInput) when
-  /// the file cannot be read.
+  /// skipped; the first gives one warning on stderr with file, line and count. Error(kBadInput)
+  /// when the file cannot be read.
   explicit RecordFile(std::filesystem::path path);
 
   /// Appends one line; Error(kNoResources) on a full disk.
@@ -78,8 +79,8 @@ class RecordFile {
 /// "metrics.ppl"). A metric's path stands for value and se.
 struct Column {
   std::string path;
-  std::string title;   ///< empty: the path
-  int digits = 4;      ///< significant digits of floating-point values in Markdown
+  std::string title;  ///< empty: the path
+  int digits = 4;     ///< significant digits of floating-point values in Markdown
 };
 
 /// Columns of every leaf in order of first appearance (arrays stay one cell).

@@ -18,15 +18,18 @@ constexpr std::size_t kMaxTensors = 100000;
 constexpr uint64_t kChunkBytes = 1 << 20;
 
 void check_tensor(const std::string& name, const NamedTensor& tensor) {
-  MILLION_ASSERT(!name.empty() && name.size() <= 200 && name.find('/') == std::string::npos);
+  MILLION_ASSERT(!name.empty() && name.size() <= 200 && name.front() != '/' && name.back() != '/' &&
+                 name.find("//") == std::string::npos);
   MILLION_ASSERT(!tensor.shape.empty() && tensor.shape.size() <= 8);
   std::size_t n = 1;
   for (std::size_t extent : tensor.shape) n *= extent;
-  MILLION_ASSERT(n > 0 && n == tensor.data.size());
+  MILLION_ASSERT(n == tensor.data.size());
 }
 
-/// Chunks of about 1 MiB: whole trailing axes, then as much of the next as fits.
+/// Chunks of about 1 MiB: whole trailing axes, then as much of the next as fits. None for a tensor
+/// without values, which HDF5 cannot chunk.
 std::vector<uint64_t> chunk_of(const std::vector<uint64_t>& dims) {
+  if (std::find(dims.begin(), dims.end(), 0u) != dims.end()) return {};
   std::vector<uint64_t> chunk(dims.size(), 1);
   uint64_t bytes = sizeof(float);
   for (std::size_t axis = dims.size(); axis-- > 0;) {
@@ -37,7 +40,6 @@ std::vector<uint64_t> chunk_of(const std::vector<uint64_t>& dims) {
   return chunk;
 }
 
-/// Rank and extents are stored beside the data so that the reader knows the rank to expect.
 std::string dataset_name(const std::string& tensor) { return "/tensors/" + tensor; }
 
 }  // namespace
@@ -56,15 +58,16 @@ void save_tensors(const std::filesystem::path& path, const TensorBag& bag) {
     file.set_attribute("format", std::string(kFormat));
     file.set_attribute("version", kVersion);
     file.set_attribute("attributes", bag.attributes.dump());
-    Json ranks = Json::object();
+    Json shapes = Json::object();
     for (const auto& [name, tensor] : bag.tensors) {
       const std::vector<uint64_t> dims(tensor.shape.begin(), tensor.shape.end());
-      ranks[name] = dims;
+      shapes[name] = dims;
       file.create_dataset(dataset_name(name), Hdf5Type::kF32, dims, chunk_of(dims));
-      file.write(dataset_name(name), std::vector<uint64_t>(dims.size(), 0), dims,
-                 tensor.data.data());
+      if (!tensor.data.empty())
+        file.write(dataset_name(name), std::vector<uint64_t>(dims.size(), 0), dims,
+                   tensor.data.data());
     }
-    file.set_attribute("shapes", ranks.dump());
+    file.set_attribute("shapes", shapes.dump());
     file.close();
   } catch (...) {
     std::error_code ignored;
@@ -90,8 +93,7 @@ TensorBag load_tensors(const std::filesystem::path& path) {
                   path.string());
   for (const auto& [name, shape] : shapes.items()) {
     bool valid = shape.is_array() && !shape.empty() && shape.size() <= 8;
-    for (const Json& extent : shape)
-      valid = valid && extent.is_number_unsigned() && extent.get<uint64_t>() > 0;
+    for (const Json& extent : shape) valid = valid && extent.is_number_unsigned();
     MILLION_REQUIRE(valid, ErrorCode::kBadInput, "{}: tensor {}: bad shape {}", path.string(), name,
                     shape.dump());
     const auto dims = shape.get<std::vector<uint64_t>>();
@@ -101,7 +103,9 @@ TensorBag load_tensors(const std::filesystem::path& path) {
     uint64_t n = 1;
     for (uint64_t extent : dims) n *= extent;  // require_dims bounded it by the file's size
     tensor.data.resize(n);
-    file.read(dataset_name(name), std::vector<uint64_t>(dims.size(), 0), dims, tensor.data.data());
+    if (n > 0)
+      file.read(dataset_name(name), std::vector<uint64_t>(dims.size(), 0), dims,
+                tensor.data.data());
     bag.tensors.emplace(name, std::move(tensor));
   }
   return bag;

@@ -10,8 +10,8 @@
 
 namespace million {
 
-/// Writes the bag; a reader sees the whole file or none. Tensor names: 1..200 characters without
-/// '/', rank 1..8, no empty extent. Error(kNoResources) on a full disk.
+/// Writes the bag; a reader sees the whole file or none. Tensor names: 1..200 characters, '/' makes
+/// groups; rank 1..8; an extent may be 0. Error(kNoResources) on a full disk.
 void save_tensors(const std::filesystem::path& path, const TensorBag& bag);
 
 /// Error(kBadInput) on anything but a complete file of this format.
