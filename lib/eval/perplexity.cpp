@@ -22,7 +22,7 @@ struct RowState {
   double lse = -INFINITY;      ///< of the method's logits so far
   SoftmaxState reference;      ///< of the reference logits so far
   float cross = 0.0f;          ///< sum exp(l_ref - max) (l_ref - l), scaled with `reference`
-  float top = -INFINITY, reference_top = -INFINITY, target = 0.0f;
+  float top = -INFINITY, reference_top = -INFINITY, target = 0.0f, reference_target = 0.0f;
   int top_id = 0, reference_top_id = 0;
 };
 
@@ -46,8 +46,10 @@ void update_row(RowState& s, const float* logits, float* reference, int n, int f
   const Ops& op = ops();
   s.lse = log_add(s.lse, op.logsumexp(logits, n));
   update_top(logits, n, first_id, s.top, s.top_id);
-  if (target >= first_id && target < first_id + n) s.target = logits[target - first_id];
+  const bool inside = target >= first_id && target < first_id + n;
+  if (inside) s.target = logits[target - first_id];
   if (!reference) return;
+  if (inside) s.reference_target = reference[target - first_id];
   update_top(reference, n, first_id, s.reference_top, s.reference_top_id);
   float difference[kVocabBlock];
   for (int i = 0; i < n; ++i) difference[i] = reference[i] - logits[i];
@@ -60,6 +62,7 @@ void update_row(RowState& s, const float* logits, float* reference, int n, int f
 
 void TokenScores::append(const TokenScores& more) {
   nll.insert(nll.end(), more.nll.begin(), more.nll.end());
+  reference_nll.insert(reference_nll.end(), more.reference_nll.begin(), more.reference_nll.end());
   kl.insert(kl.end(), more.kl.begin(), more.kl.end());
   same_top.insert(same_top.end(), more.same_top.begin(), more.same_top.end());
 }
@@ -108,6 +111,7 @@ TokenScores score_hidden(Decoder& decoder, const float* hidden, const float* ref
     if (!reference) continue;
     const double reference_lse = s.reference.max + std::log(static_cast<double>(s.reference.sum));
     const double kl = static_cast<double>(s.cross) / s.reference.sum - reference_lse + s.lse;
+    scores.reference_nll.push_back(reference_lse - s.reference_target);
     scores.kl.push_back(std::max(0.0, kl));  // rounding can leave -1e-7
     scores.same_top.push_back(s.top_id == s.reference_top_id);
   }

@@ -33,6 +33,7 @@ Reference load_reference(const std::filesystem::path& path, const Reference& exp
 /// Per-token results of one or more windows, predictions 1 .. context - 1 of each.
 struct TokenScores {
   std::vector<double> nll;
+  std::vector<double> reference_nll;  ///< of the reference on the same tokens; empty without
   std::vector<double> kl;        ///< KL(reference || method), nats; empty without reference
   std::vector<uint8_t> same_top; ///< empty without reference
   void append(const TokenScores& more);

@@ -4,12 +4,16 @@
 #include "lib/core/error.h"
 #include "lib/core/parallel.h"
 #include "lib/core/progress.h"
+#include "lib/eval/method_factory.h"
+#include "lib/eval/session.h"
+#include "lib/results/provenance.h"
 
 #include <sys/mman.h>
 
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <cmath>
 
 namespace million {
 namespace {
@@ -115,6 +119,66 @@ std::vector<std::vector<DepthSpeed>> measure_speed(std::shared_ptr<const Model> 
         run.steps(lanes[i], round == 0 ? nullptr : &result[i].back().step_ms);
   }
   return result;
+}
+
+RunRecord speed_record(const Model& model, const Method& method, const TokenText& text,
+                       const SpeedPlan& plan, const DepthSpeed& speed, double bandwidth_gb_s,
+                       const std::string& command) {
+  RunRecord r;
+  r.program = "kv-decode bench";
+  r.command = command;
+  r.method = method.spec.to_string();
+  r.config = {{"method", r.method},
+              {"depth", speed.depth},
+              {"steps", plan.steps},
+              {"repeats", plan.repeats},
+              {"threads", threads()},
+              {"chunk", plan.decoder.chunk},
+              {"compute", compute_name(plan.decoder.prefill)},
+              {"decode", plan.decoder.decode == DecodeCompute::kInt8 ? "int8" : "exact"},
+              {"async_encode", plan.async_encode}};
+  r.inputs = {{"model", model.config.name},
+              {"model_sha256", model.sha256},
+              {"text", text.name},
+              {"text_sha256", text.sha256},
+              {"calibration", to_json(method.calibration)}};
+  const double p50 = quantile(speed.step_ms, 0.5);
+  const auto n = static_cast<int64_t>(speed.step_ms.size());
+  r.metric("tpot_ms", p50, std::nan(""), n);
+  r.metric("tpot_p10_ms", quantile(speed.step_ms, 0.1), std::nan(""), n);
+  r.metric("tpot_p90_ms", quantile(speed.step_ms, 0.9), std::nan(""), n);
+  r.metric("tpot_p99_ms", quantile(speed.step_ms, 0.99), std::nan(""), n);
+  r.metric("tok_per_s", 1000.0 / p50, std::nan(""), n);
+  r.metric("ttft_ms", speed.ttft_ms);
+  r.metric("prefill_tok_per_s", 1000.0 * speed.prefill_tokens / speed.prefill_ms);
+  r.metric("read_bandwidth_gb_s", bandwidth_gb_s);
+  const double step_bytes =
+      static_cast<double>(model.weight_bytes) + static_cast<double>(speed.bytes.cache());
+  r.metric("share_of_bandwidth", step_bytes / (p50 * 1e6) / bandwidth_gb_s);
+  r.bits = {{"nominal", method.nominal_bits()},
+            {"cache", speed.bits_cache},
+            {"total", speed.bits_total}};
+  r.bytes = {{"kv", speed.bytes.cache()},
+             {"shared", speed.bytes.shared},
+             {"weights", model.weight_bytes},
+             {"peak_rss", peak_rss_bytes()}};
+  r.times("step_ms", speed.step_ms);
+  return r;
+}
+
+const std::vector<Column>& speed_columns() {
+  static const std::vector<Column> columns = {{"method", "method"},
+                                              {"config.depth", "depth"},
+                                              {"metrics.tpot_ms", "TPOT p50 ms", 4},
+                                              {"metrics.tpot_p99_ms", "p99 ms", 4},
+                                              {"metrics.tok_per_s", "tokens/s", 4},
+                                              {"metrics.ttft_ms", "TTFT ms", 4},
+                                              {"metrics.prefill_tok_per_s", "prefill tokens/s", 4},
+                                              {"bytes.kv", "KV bytes"},
+                                              {"bits.cache", "bits cache", 4},
+                                              {"metrics.share_of_bandwidth", "share of bandwidth",
+                                               3}};
+  return columns;
 }
 
 double measure_read_bandwidth() {

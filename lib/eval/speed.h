@@ -6,6 +6,7 @@
 #include "lib/cache/kv_cache.h"
 #include "lib/eval/text.h"
 #include "lib/model/decoder.h"
+#include "lib/results/run_record.h"
 
 #include <memory>
 #include <span>
@@ -38,6 +39,14 @@ struct SpeedPlan {
 std::vector<std::vector<DepthSpeed>> measure_speed(std::shared_ptr<const Model> model,
                                                    const std::vector<Method>& methods,
                                                    const TokenText& text, const SpeedPlan& plan);
+
+/// One row of `kv-decode bench`. share_of_bandwidth = bytes that a step must read (weights once, the
+/// cache once) / median step time / measured read bandwidth.
+RunRecord speed_record(const Model& model, const Method& method, const TokenText& text,
+                       const SpeedPlan& plan, const DepthSpeed& speed, double bandwidth_gb_s,
+                       const std::string& command);
+/// Columns of the table that `kv-decode bench` prints.
+const std::vector<Column>& speed_columns();
 
 /// Read bandwidth of main memory over all threads in GB/s: median of several passes over a buffer
 /// much larger than the caches.

@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: Apache-2.0
+// Flags that the evaluating programs share: model, texts, windows, protocol, arithmetic.
+#pragma once
+
+#include "apps/app_main.h"
+#include "lib/eval/session.h"
+
+#include <memory>
+#include <string>
+#include <vector>
+
+namespace million {
+
+struct EvalFlags {
+  std::string model, text, calib_text;
+  int context = 2048, windows = 4, calib_context = 0, calib_tokens = 8192, chunk = 512, limit = 0;
+  std::string protocol = "all-distorted", compute = "f32", codebooks, reference;
+  bool paper_protocol = false, no_distortion = false;
+
+  void add_to(CLI::App& app);
+};
+
+/// Model and texts that a session refers to; keep it alive as long as the session.
+struct EvalInputs {
+  std::shared_ptr<const Model> model;
+  TokenText text, calib_text;
+  SessionPlan plan;
+};
+
+/// Loads everything the flags name and resolves the plan. Errors as the loaders throw them.
+std::unique_ptr<EvalInputs> load_inputs(const EvalFlags& flags, const AppContext& context);
+
+/// Columns of the table that kv-eval and pq-sweep print.
+const std::vector<Column>& score_columns();
+
+/// "--codec SPEC" entries, or one method from --codec-k and --codec-v.
+std::vector<MethodSpec> parse_methods(const std::vector<std::string>& codecs,
+                                      const std::string& codec_k, const std::string& codec_v);
+
+/// The method table as text for --list-codecs.
+std::string codec_list();
+
+}  // namespace million

@@ -1,0 +1,163 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "lib/eval/session.h"
+
+#include "lib/core/error.h"
+#include "lib/core/progress.h"
+#include "lib/eval/method_distortion.h"
+#include "lib/results/provenance.h"
+
+#include <spdlog/spdlog.h>
+
+#include <algorithm>
+#include <cmath>
+
+namespace million {
+namespace {
+
+/// Mean over windows and blocks of exp(nll): the perplexity, with the error of its logarithm.
+void add_perplexity(RunRecord& record, const std::vector<double>& nll) {
+  const MeanError m = block_mean(nll);
+  const double ppl = std::exp(m.mean);
+  record.metric("nll", m.mean, m.se, m.n);
+  record.metric("ppl", ppl, ppl * m.se, m.n);
+}
+
+}  // namespace
+
+const char* compute_name(PrefillCompute compute) {
+  switch (compute) {
+    case PrefillCompute::kF32: return "f32";
+    case PrefillCompute::kBf16x3: return "bf16x3";
+    case PrefillCompute::kBf16: return "bf16";
+  }
+  return "?";
+}
+
+PrefillCompute parse_compute(std::string_view text) {
+  for (PrefillCompute c : {PrefillCompute::kF32, PrefillCompute::kBf16x3, PrefillCompute::kBf16})
+    if (text == compute_name(c)) return c;
+  fail(ErrorCode::kUsage, "--compute: got '{}', expected f32, bf16x3 or bf16", text);
+}
+
+struct EvalSession::Distortion {
+  explicit Distortion(CapturedWindow w) : window(std::move(w)) {}
+  CapturedWindow window;
+};
+
+EvalSession::EvalSession(std::shared_ptr<const Model> model, SessionPlan plan)
+    : model_(std::move(model)), plan_(std::move(plan)),
+      factory_(model_, plan_.calibration, plan_.codebooks) {
+  if (plan_.calibration.text)
+    require_disjoint(*plan_.calibration.text, *plan_.evaluation.windows.text,
+                     plan_.paper_protocol);
+  const int context = plan_.evaluation.windows.context;
+  if (context > model_->config.n_context)
+    spdlog::warn("context {} is beyond the model's trained {}; plain positions lose quality there",
+                 context, model_->config.n_context);
+}
+
+EvalSession::~EvalSession() = default;
+
+RunRecord EvalSession::describe(const MethodSpec& spec) const {
+  const EvaluationPlan& e = plan_.evaluation;
+  RunRecord record;
+  record.program = plan_.program;
+  record.command = plan_.command;
+  record.method = spec.to_string();
+  record.config = {{"method", record.method},
+                   {"key_codec", spec.key_codec},
+                   {"value_codec", spec.value_codec},
+                   {"sinks", spec.sinks},
+                   {"window", spec.window},
+                   {"protocol", protocol_name(e.protocol)},
+                   {"context", e.windows.context},
+                   {"stride", e.windows.context},
+                   {"windows", e.windows.count},
+                   {"compute", compute_name(e.decoder.prefill)},
+                   {"bos", false},
+                   {"paper_protocol", plan_.paper_protocol},
+                   {"distortion", plan_.distortion},
+                   {"limited", plan_.limited}};
+  record.inputs = {{"model", model_->config.name},
+                   {"model_sha256", model_->sha256},
+                   {"text", e.windows.text->name},
+                   {"text_sha256", e.windows.text->sha256}};
+  const KvGeometry geometry = model_->config.geometry();
+  const bool trained = make_codec(spec.key_codec, KvKind::kKey, geometry)->needs_training() ||
+                       make_codec(spec.value_codec, KvKind::kValue, geometry)->needs_training();
+  Json calibration = nullptr;
+  if (trained && plan_.calibration.text)
+    calibration = {{"text", plan_.calibration.text->name},
+                   {"text_sha256", plan_.calibration.text->sha256},
+                   {"context", plan_.calibration.context},
+                   {"tokens", plan_.calibration.n_tokens}};
+  record.inputs["calibration"] = calibration;
+  return record;
+}
+
+const Reference& EvalSession::reference() {
+  if (reference_) return *reference_;
+  const EvaluationPlan& e = plan_.evaluation;
+  Reference wanted;
+  wanted.model_sha256 = model_->sha256;
+  wanted.text_sha256 = e.windows.text->sha256;
+  wanted.context = e.windows.context;
+  wanted.compute = compute_name(e.decoder.prefill);
+  const bool keep = !plan_.reference.empty();
+  if (keep && std::filesystem::exists(plan_.reference)) {
+    reference_ = load_reference(plan_.reference, wanted, e.windows.count, model_->config.d_model);
+    return *reference_;
+  }
+  Progress progress("fp16 reference", e.windows.count);
+  const Evaluation run = evaluate(model_, exact_method(model_->config.geometry()), e, nullptr,
+                                  &wanted, [&](int) { progress.step(); });
+  reference_seconds_ = run.seconds;
+  if (keep) save_reference(wanted, model_->config.d_model, plan_.reference);
+  reference_ = std::move(wanted);
+  return *reference_;
+}
+
+double EvalSession::reference_seconds() const { return reference_seconds_; }
+
+void EvalSession::add_scores(RunRecord& record, const Evaluation& e) const {
+  const TokenScores& s = e.scores;
+  add_perplexity(record, s.nll);
+  std::vector<double> difference(s.nll.size()), same(s.same_top.begin(), s.same_top.end());
+  for (size_t i = 0; i < difference.size(); ++i) difference[i] = s.nll[i] - s.reference_nll[i];
+  const MeanError d = block_mean(difference);  // paired: the text's own spread cancels
+  record.metric("ppl_increase_percent", 100.0 * std::expm1(d.mean), 100.0 * std::exp(d.mean) * d.se,
+                d.n);
+  const MeanError kl = block_mean(s.kl), top = block_mean(same);
+  record.metric("kl", kl.mean, kl.se, kl.n);
+  std::vector<double> sorted = s.kl;
+  std::sort(sorted.begin(), sorted.end());
+  record.metric("kl_p99", sorted[static_cast<size_t>(0.99 * static_cast<double>(sorted.size() - 1))],
+                std::nan(""), kl.n);
+  record.metric("same_top_percent", 100.0 * top.mean, 100.0 * top.se, top.n);
+  record.bits = {{"nominal", e.bits_nominal}, {"cache", e.bits_cache}, {"total", e.bits_total}};
+  record.bytes = {{"codes", e.bytes.codes},   {"scales", e.bytes.scales},
+                  {"outliers", e.bytes.outliers}, {"sinks", e.bytes.sinks},
+                  {"window", e.bytes.window}, {"shared", e.bytes.shared}};
+}
+
+RunRecord EvalSession::run(const MethodSpec& spec) {
+  RunRecord record = describe(spec);
+  const EvaluationPlan& e = plan_.evaluation;
+  const Reference& exact = reference();
+  const Method method = factory_.make(spec, e.windows.context);
+  Progress progress(record.method, e.windows.count);
+  const Evaluation result =
+      evaluate(model_, method, e, &exact, nullptr, [&](int) { progress.step(); });
+  add_scores(record, result);
+  if (plan_.distortion) {
+    if (!distortion_)
+      distortion_ = std::make_unique<Distortion>(
+          capture_window(model_, e.windows.window(0), e.decoder));
+    add_distortion(record, method, distortion_->window);
+  }
+  record.timing["evaluate_s"] = result.seconds;
+  record.timing["train_s"] = factory_.trained_seconds();
+  return record;
+}
+
+}  // namespace million

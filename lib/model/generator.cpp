@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "lib/model/generator.h"
+
+#include "lib/core/error.h"
+
+#include <spdlog/spdlog.h>
+
+#include <algorithm>
+#include <chrono>
+
+namespace million {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double ms_since(Clock::time_point start) {
+  return std::chrono::duration<double, std::milli>(Clock::now() - start).count();
+}
+
+}  // namespace
+
+Generator::Generator(std::shared_ptr<const Model> model, const DecoderOptions& options,
+                     Method method, const SamplerOptions& sampler, bool async_encode)
+    : model_(std::move(model)), decoder_(model_, options),
+      cache_(model_->config.geometry(), std::move(method), Protocol::kDecodePath, async_encode),
+      sampler_(sampler), logits_(model_->config.n_vocab) {}
+
+/// Puts tokens into the cache and leaves the logits behind the last one.
+void Generator::feed(std::span<const int32_t> tokens) {
+  const auto hidden = decoder_.forward(tokens, cache_);
+  cached_.insert(cached_.end(), tokens.begin(), tokens.end());
+  decoder_.logits(hidden.data() + hidden.size() - model_->config.d_model, 1, logits_.data());
+}
+
+Generation Generator::run(std::span<const int32_t> prompt, int n_predict, bool ignore_end,
+                          const std::function<bool(std::string_view)>& on_text) {
+  MILLION_REQUIRE(!prompt.empty(), ErrorCode::kUsage, "the prompt is empty; give --prompt TEXT");
+  const auto [end, ignored] =
+      std::mismatch(prompt.begin(), prompt.end(), cached_.begin(), cached_.end());
+  auto shared = static_cast<size_t>(end - prompt.begin());
+  // The whole cache must be a true prefix; logits need at least one fed token.
+  if (shared < cached_.size() || shared == prompt.size()) {
+    cache_.clear();
+    cached_.clear();
+    shared = 0;
+  }
+  const auto total = static_cast<int64_t>(prompt.size()) + n_predict;
+  if (total > model_->config.n_context)
+    spdlog::warn("prompt and answer may take {} tokens, the model was trained for {}; plain "
+                 "positions lose quality beyond", total, model_->config.n_context);
+  Generation result;
+  result.prompt_tokens = static_cast<int>(prompt.size() - shared);
+  auto start = Clock::now();
+  feed(prompt.subspan(shared));
+  result.ttft_ms = ms_since(start);
+  for (int i = 0; i < n_predict; ++i) {
+    start = Clock::now();
+    const int32_t token = sampler_.sample(logits_);
+    result.ids.push_back(token);
+    result.ended = model_->tokenizer.is_end(token) && !ignore_end;
+    if (result.ended || !on_text(model_->tokenizer.decode({&token, 1}))) break;
+    if (i + 1 == n_predict) break;
+    feed({&token, 1});
+    result.step_ms.push_back(ms_since(start));
+  }
+  return result;
+}
+
+}  // namespace million
