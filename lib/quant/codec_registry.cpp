@@ -9,12 +9,16 @@
 namespace million {
 
 CodecInfo fp16_codec();
+CodecInfo uniform_codec();
 CodecInfo pq_codec();
+CodecInfo kvquant_codec();
 
 std::span<const CodecInfo> codec_table() {
   static const CodecInfo kTable[] = {
       fp16_codec(),
+      uniform_codec(),
       pq_codec(),
+      kvquant_codec(),
   };
   return kTable;
 }
