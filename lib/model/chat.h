@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0
+// Chat formats. A model file carries its format as a Jinja template; we recognise the families we
+// know by their marks and build the text ourselves, there is no template engine.
+#pragma once
+
+#include "lib/model/tokenizer.h"
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace million {
+
+struct ChatMessage {
+  std::string role;  ///< "system", "user" or "assistant"
+  std::string content;
+};
+
+struct ChatFormat {
+  enum class Style {
+    kChatMl,  ///< <|im_start|>role\ncontent<|im_end|>\n
+    kLlama3,  ///< <|begin_of_text|>, then
+              ///< <|start_header_id|>role<|end_header_id|>\n\ncontent<|eot_id|>
+    kPlain    ///< contents joined by newlines, no marks; for base models
+  } style = Style::kPlain;
+  /// System message that the template puts first when the conversation has none; empty: it does
+  /// not.
+  std::string default_system;
+};
+
+/// Recognises a template. Error(kBadInput) on an unknown or empty one; the message names
+/// --no-chat-template, which stands for ChatFormat{} (plain).
+ChatFormat detect_chat_format(std::string_view jinja);
+
+struct ChatOptions {
+  /// Insert the template's default system message when the first message is not a system message,
+  /// as the template does. The golden greedy case (tests/golden/logits.json) was made without: one
+  /// user message alone.
+  bool default_system = true;
+  bool answer_follows = true;  ///< end with the head of the assistant's turn
+};
+
+/// Token ids of a conversation. Only the marks become control tokens: text in a message that looks
+/// like a mark stays text. Error(kUsage) on an unknown role or no message, Error(kBadInput) when
+/// the vocabulary lacks a mark.
+std::vector<int32_t> encode_chat(const Tokenizer& tokenizer, const ChatFormat& format,
+                                 std::span<const ChatMessage> messages,
+                                 const ChatOptions& options = {});
+
+}  // namespace million
