@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# Every method at every width on held-out text, all cached values distorted. Goes on where it was.
+# shellcheck source=experiments/common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
+
+run pq-sweep "$MODEL" --sweep "configs/sweeps/$PROFILE.toml" --text "$EVAL_TEXT" \
+  --calib-text "$CALIB_TEXT" --out "$OUT/sweep.jsonl" --csv "$OUT/sweep.csv" \
+  --markdown "$OUT/sweep.md"

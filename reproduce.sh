@@ -1,0 +1,129 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# From a bare machine to the report: packages, build, data, experiments, figures, one page.
+#
+# Usage: ./reproduce.sh [--full] [--force] [--list]
+#   --full     all windows, all widths, contexts of 2048 and more: hours instead of minutes
+#   --force    run every experiment again (finished rows of a sweep are still kept)
+#   --list     name the stages and what they wrote, run nothing
+# Environment: MODEL, EVAL_TEXT, CALIB_TEXT take another GGUF file or other texts.
+#
+# A stage whose inputs and outputs are unchanged is only checked, so a second run takes seconds.
+# Exit: 0 everything came out as expected, 1 an expectation failed (see the report), else the code
+# of the stage that broke.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+
+PROFILE=quick
+force=0
+list=0
+for argument in "$@"; do
+  case "$argument" in
+    --full) PROFILE=full ;;
+    --force) force=1 ;;
+    --list) list=1 ;;
+    -h | --help) sed -n '3,13s/^# \{0,1\}//p' "$0"; exit 0 ;;
+    *) echo "reproduce.sh: unknown argument '$argument'; see ./reproduce.sh --help" >&2; exit 2 ;;
+  esac
+done
+export PROFILE
+export MODEL=${MODEL:-data/models/SmolLM2-135M-Instruct.Q4_1.gguf}
+export EVAL_TEXT=${EVAL_TEXT:-data/text/handbook-evaluation.txt}
+export CALIB_TEXT=${CALIB_TEXT:-data/text/handbook-calibration.txt}
+export BIN=build/release/apps
+export PYTHONDONTWRITEBYTECODE=1
+readonly results=out/$PROFILE stamps=out/$PROFILE/.stamps
+mapfile -t experiments < <(sed -n 's/^| \[\([0-9][0-9]_[a-z_]*\)\].*/\1/p' experiments/README.md)
+[ "${#experiments[@]}" -gt 0 ] || { echo "reproduce.sh: experiments/README.md lists none" >&2; exit 3; }
+
+say() { printf '== %s\n' "$*"; }
+
+# Runs a stage with its time printed; its output goes to out/log, and to the terminal on failure.
+stage() {
+  local name=$1 begin=$SECONDS status=0
+  shift
+  say "$name: running, log in out/log/$name"
+  "$@" >"out/log/$name" 2>&1 || status=$?
+  if [ "$status" != 0 ]; then
+    tail -n 40 "out/log/$name" >&2
+    echo "reproduce.sh: stage $name failed with code $status; all of it: out/log/$name" >&2
+    exit "$status"
+  fi
+  say "$name: done in $((SECONDS - begin)) s"
+}
+
+# hash FILE_OR_FOLDER...: one SHA-256 over names and contents.
+hash() {
+  find "$@" -type f ! -name '*.pyc' -print0 | LC_ALL=C sort -z | xargs -0 sha256sum | sha256sum |
+    cut -d' ' -f1
+}
+
+# A stamp holds the key of the inputs, then the sums of the outputs.
+is_current() {
+  local name=$1 key=$2
+  [ "$force" = 0 ] && [ -f "$stamps/$name" ] && [ "$(head -n 1 "$stamps/$name")" = "$key" ] &&
+    tail -n +2 "$stamps/$name" | sha256sum --check --status
+}
+write_stamp() {
+  local name=$1 key=$2 folder=$3
+  { echo "$key"; find "$folder" -type f -print0 | LC_ALL=C sort -z | xargs -0 sha256sum; } \
+    >"$stamps/$name.part"
+  mv "$stamps/$name.part" "$stamps/$name"
+}
+
+# stamped NAME KEY FOLDER COMMAND...: runs the command unless its stamp is current.
+stamped() {
+  local name=$1 key=$2 folder=$3
+  shift 3
+  if is_current "$name" "$key"; then say "$name: unchanged, checked"; return; fi
+  rm -f "$stamps/$name"
+  stage "$name" "$@"
+  write_stamp "$name" "$key" "$folder"
+}
+
+find_python() {
+  local candidate
+  for candidate in /usr/bin/python3 python3; do
+    if "$candidate" -c 'import h5py, matplotlib, numpy' 2>/dev/null; then
+      echo "$candidate"
+      return
+    fi
+  done
+  echo "reproduce.sh: no python3 with numpy, h5py and matplotlib; run ./setup.sh" >&2
+  exit 4
+}
+
+if [ "$list" = 1 ]; then
+  printf 'stages: setup build data %s plots report\nresults: %s\n' "${experiments[*]}" "$results"
+  if [ -d "$stamps" ]; then ls "$stamps"; fi
+  exit 0
+fi
+
+mkdir -p out/log "$stamps"
+exec 9>out/.lock
+flock --nonblock 9 || { echo "reproduce.sh: another run is writing to out/" >&2; exit 1; }
+stage setup ./setup.sh
+stage configure cmake --preset release
+stage build cmake --build --preset release --parallel "$(nproc)"
+if [ "$MODEL" = data/models/SmolLM2-135M-Instruct.Q4_1.gguf ] ||
+  [ "$EVAL_TEXT$CALIB_TEXT" = data/text/handbook-evaluation.txtdata/text/handbook-calibration.txt ]; then
+  stage data data/fetch.sh
+fi
+python=$(find_python)
+
+# Numbers depend on code, model, texts and configuration, not on documents or commit ids.
+inputs=$(hash lib kernels apps CMakeLists.txt CMakePresets.json "$MODEL" "$EVAL_TEXT" "$CALIB_TEXT")
+for name in "${experiments[@]}"; do
+  key=$(echo "$inputs $(hash "experiments/$name/run.sh" experiments/common.sh configs) $PROFILE" |
+    sha256sum | cut -d' ' -f1)
+  stamped "$name" "$key" "$results/$name" "experiments/$name/run.sh"
+done
+drawn=("${experiments[@]/#/$results/}")
+stamped plots "$(hash plots "${drawn[@]}")" "$results/figures" plots/all.sh "$results" "$python"
+
+status=0
+"$python" plots/report.py "$results" --experiments experiments --profile "$PROFILE" \
+  --out out/report || status=$?
+say "report: $PWD/out/report.html (the same in out/report.md)"
+if [ "$status" = 1 ]; then say "an expectation failed or could not be judged: see the report"; fi
+exit "$status"
