@@ -1,0 +1,9 @@
+// SPDX-License-Identifier: Apache-2.0
+// AVX-512 level; kernels/CMakeLists.txt sets the flags of this file alone.
+#define MILLION_ISA avx512
+#define MILLION_ISA_NAME "avx512"
+#define MILLION_ATTEND_PQ attend_pq_tables
+
+#include "kernels/cpu/vec_avx512.h"
+
+#include "kernels/cpu/op_table.inl.h"

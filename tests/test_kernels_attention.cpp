@@ -1,0 +1,360 @@
+// SPDX-License-Identifier: Apache-2.0
+// Attention, weights and product quantization of the kernel table on every level this CPU has,
+// against ref/ops_ref.cpp in double. Each case states its bound.
+#include "kernels/half.h"
+#include "kernels/ops.h"
+#include "kernels/ref/ops_ref.h"
+
+#include <algorithm>
+#include <catch2/catch.hpp>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
+#include <random>
+#include <vector>
+
+using namespace million;
+
+namespace {
+
+std::vector<const Ops*> levels() {
+  std::vector<const Ops*> found;
+  for (Isa isa : {Isa::kScalar, Isa::kAvx2, Isa::kAvx512})
+    if (const Ops* table = ops_for(isa)) found.push_back(table);
+  return found;
+}
+
+std::mt19937 g_random(11);
+
+std::vector<float> normal(std::size_t n, float sigma = 1.0f) {
+  std::vector<float> x(n);
+  std::normal_distribution<float> draw(0.0f, sigma);
+  for (float& value : x) value = draw(g_random);
+  return x;
+}
+
+double relative_norm(const std::vector<double>& got, const std::vector<double>& want) {
+  double error = 0.0, norm = 0.0;
+  for (std::size_t i = 0; i < want.size(); ++i) {
+    error += (got[i] - want[i]) * (got[i] - want[i]);
+    norm += want[i] * want[i];
+  }
+  return norm > 0.0 ? std::sqrt(error / norm) : std::sqrt(error);
+}
+
+/// State and accumulators of a group, misaligned by one float.
+struct Group {
+  int n_group, d;
+  std::vector<SoftmaxState> state;
+  std::vector<float> storage;
+  Group(int group, int head_dim)
+      : n_group(group),
+        d(head_dim),
+        state(std::size_t(group)),
+        storage(std::size_t(group * head_dim) + 2, 0.0f) {
+    storage.front() = storage.back() = 777.0f;
+  }
+  float* acc() { return storage.data() + 1; }
+  bool intact() const { return storage.front() == 777.0f && storage.back() == 777.0f; }
+  std::vector<double> out() {
+    std::vector<double> y(storage.size() - 2);
+    for (std::size_t i = 0; i < y.size(); ++i)
+      y[i] = double(acc()[i]) / state[i / std::size_t(d)].sum;
+    return y;
+  }
+  double lse_error(const std::vector<double>& want) const {
+    double worst = 0.0;
+    for (std::size_t g = 0; g < want.size(); ++g)
+      worst = std::max(worst, std::fabs(state[g].max + std::log(double(state[g].sum)) - want[g]));
+    return worst;
+  }
+};
+
+/// A PQ-coded run with random codes and centroids.
+struct PqRun {
+  PqSide side{};
+  std::vector<uint8_t> bytes;
+  std::vector<const uint8_t*> blocks;
+  std::vector<float> centroids;
+  PqRun(int M, int nbits, int head_dim, int n_tokens) {
+    const std::size_t n_blocks = std::size_t((n_tokens + kPqBlock - 1) / kPqBlock);
+    bytes.resize(n_blocks * pq_block_bytes(M, nbits));
+    for (uint8_t& b : bytes) b = uint8_t(g_random());
+    for (std::size_t i = 0; i < n_blocks; ++i)
+      blocks.push_back(bytes.data() + i * pq_block_bytes(M, nbits));
+    centroids = normal((std::size_t(M) << nbits) * std::size_t(head_dim / M));
+    side = {M, nbits, blocks.data(), centroids.data()};
+  }
+};
+
+std::vector<uint8_t> random_blocks(BlockType type, std::size_t n_blocks) {
+  std::vector<uint8_t> bytes(n_blocks * block_shape(type).bytes);
+  for (uint8_t& b : bytes) b = uint8_t(g_random());
+  std::uniform_real_distribution<float> draw(-0.05f, 0.05f);
+  for (std::size_t i = 0; i < n_blocks; ++i) {
+    const uint16_t scales[2] = {float_to_half(draw(g_random)), float_to_half(draw(g_random))};
+    const bool two = type == BlockType::kQ4_1 || type == BlockType::kQ5_1;
+    std::memcpy(bytes.data() + i * block_shape(type).bytes, scales, two ? 4 : 2);
+  }
+  return bytes;
+}
+
+constexpr BlockType kBlockTypes[] = {BlockType::kQ8_0, BlockType::kQ4_0, BlockType::kQ4_1,
+                                     BlockType::kQ5_0, BlockType::kQ5_1};
+
+}  // namespace
+
+TEST_CASE("attention over f16 and f32 rows") {
+  // f32 sums and weights; f16 rows are exact. Bound 1e-5 of the output norm, 1e-5 of the log-sum.
+  for (const Ops* op : levels())
+    for (int d : {64, 80, 96, 128, 256, 40, 7})
+      for (int group : {1, 2, 3, 4, 5, 8, 16})
+        for (int n : {0, 1, 3, 63, 64, 65, 511, 1100}) {
+          if (n > 65 && d != 64 && group != 3) continue;  // long runs once per head_dim
+          INFO(op->name << " head_dim=" << d << " group=" << group << " tokens=" << n);
+          const std::size_t size = std::size_t(n) * std::size_t(d);
+          const auto q = normal(std::size_t(group * d), 1.0f / std::sqrt(float(d)));
+          const auto k32 = normal(size + 1, 2.0f), v32 = normal(size + 1);
+          std::vector<uint16_t> k(size + 1), v(size + 1);
+          op->f32_to_f16(k32.data(), k.data(), size + 1);
+          op->f32_to_f16(v32.data(), v.data(), size + 1);
+          const auto kd = ref::from_f16(k.data() + 1, size), vd = ref::from_f16(v.data() + 1, size);
+          const auto want = ref::attend(group, d, n, q.data(), kd.data(), vd.data());
+          Group half(group, d), full(group, d);
+          op->attend_f16(
+              {group, d, n, q.data(), k.data() + 1, v.data() + 1, half.state.data(), half.acc()});
+          const std::vector<float> kf(kd.begin(), kd.end()), vf(vd.begin(), vd.end());
+          op->attend_f32(
+              {group, d, n, q.data(), kf.data(), vf.data(), full.state.data(), full.acc()});
+          REQUIRE(half.intact());
+          REQUIRE(full.intact());
+          if (n == 0) {
+            REQUIRE(half.state[0].sum == 0.0f);
+            continue;
+          }
+          REQUIRE(relative_norm(half.out(), want.out) < 1e-5);
+          REQUIRE(relative_norm(full.out(), want.out) < 1e-5);
+          REQUIRE(half.lse_error(want.lse) < 1e-5);
+          REQUIRE(full.lse_error(want.lse) < 1e-5);
+        }
+}
+
+TEST_CASE("attention survives scores of any size and continues a given state") {
+  const int d = 64, n = 200;
+  for (const Ops* op : levels()) {
+    INFO(op->name);
+    const auto q = normal(d), k = normal(n * d, 30.0f), v = normal(n * d);  // scores near +-1000
+    const std::vector<double> kd(k.begin(), k.end()), vd(v.begin(), v.end());
+    const auto want = ref::attend(1, d, n, q.data(), kd.data(), vd.data());
+    Group at_once(1, d), steps(1, d);
+    op->attend_f32({1, d, n, q.data(), k.data(), v.data(), at_once.state.data(), at_once.acc()});
+    for (int t = 0; t < n; t += 7) {
+      const int count = std::min(7, n - t);
+      op->attend_f32({1, d, count, q.data(), k.data() + t * d, v.data() + t * d, steps.state.data(),
+                      steps.acc()});
+    }
+    CHECK(relative_norm(at_once.out(), want.out) < 2e-4);  // f32 scores of 1e3 carry 6e-5
+    CHECK(relative_norm(steps.out(), at_once.out()) < 2e-4);
+  }
+}
+
+TEST_CASE("attention on PQ codes") {
+  struct Case {
+    int d, k_M, k_nbits, v_M, v_nbits;
+  };
+  std::vector<Case> cases;
+  for (int nbits = 1; nbits <= 12; ++nbits) cases.push_back({64, 32, nbits, 32, nbits});
+  for (int M : {1, 2, 4, 8, 16, 64})
+    cases.push_back({64, M, 8, M, 8}), cases.push_back({64, M, 4, M, 6});
+  for (int d : {80, 96, 128, 256})
+    cases.push_back({d, d / 2, 8, d / 4, 8}), cases.push_back({d, d / 16, 8, d, 4});
+  cases.push_back({96, 32, 8, 32, 8});  // dsub 3
+  cases.push_back({64, 32, 8, 16, 4});
+  cases.push_back({64, 16, 3, 32, 8});
+  double worst_bytes = 0.0, worst_tables = 0.0;
+  for (const Ops* op : levels())
+    for (const Case& c : cases)
+      for (int group : {1, 3, 4, 8, 16})
+        for (int n : {0, 1, 63, 64, 65, 511, 512, 513, 1100}) {
+          if (group != 3 && n != 65 && n != 513) continue;
+          if (c.k_nbits > 10 && n != 513) continue;
+          INFO(op->name << " d=" << c.d << " K: M=" << c.k_M << " nbits=" << c.k_nbits << " V: M="
+                        << c.v_M << " nbits=" << c.v_nbits << " group=" << group << " n=" << n);
+          const PqRun k(c.k_M, c.k_nbits, c.d, n), v(c.v_M, c.v_nbits, c.d, n);
+          const auto q = normal(std::size_t(group * c.d), 1.5f / std::sqrt(float(c.d)));
+          const auto kd = ref::pq_decode(k.side, c.d, n), vd = ref::pq_decode(v.side, c.d, n);
+          const auto want = ref::attend(group, c.d, n, q.data(), kd.data(), vd.data());
+          Group result(group, c.d);
+          const std::size_t floats = pq_scratch_floats(group, c.d, c.k_M, c.k_nbits);
+          std::vector<float> scratch(floats + 32, 0.0f);
+          float* aligned = scratch.data() +
+                           (16 - reinterpret_cast<std::uintptr_t>(scratch.data()) / 4 % 16) % 16;
+          std::fill(aligned + floats, scratch.data() + scratch.size(), 777.0f);
+          op->attend_pq({group, c.d, n, q.data(), k.side, v.side, aligned, result.state.data(),
+                         result.acc()});
+          REQUIRE(result.intact());
+          for (const float* p = aligned + floats; p < scratch.data() + scratch.size(); ++p)
+            REQUIRE(*p == 777.0f);
+          if (n == 0) {
+            REQUIRE(result.state[0].sum == 0.0f);
+            continue;
+          }
+          // f32 tables: 1e-5. Eight-bit tables (AVX-512, see attention_pq_bytes.inl.h): 2 % of the
+          // output norm, 1 % in the sum of weights.
+          const bool k_bytes = op == ops_for(Isa::kAvx512) && c.k_nbits <= 8;
+          const bool v_bytes = op == ops_for(Isa::kAvx512) && c.v_nbits <= 8;
+          const double error = relative_norm(result.out(), want.out);
+          double& worst = k_bytes || v_bytes ? worst_bytes : worst_tables;
+          worst = std::max(worst, error);
+          REQUIRE(error < (k_bytes || v_bytes ? 2e-2 : 1e-5));
+          REQUIRE(result.lse_error(want.lse) < (k_bytes ? 1e-2 : v_bytes ? 1e-4 : 1e-5));
+        }
+  std::printf("attend_pq: largest relative error %.3g with f32 tables, %.3g with 8-bit tables\n",
+              worst_tables, worst_bytes);
+}
+
+TEST_CASE("dequant_row has the bits of the definition on every level") {
+  for (const Ops* op : levels())
+    for (BlockType type : kBlockTypes)
+      for (int n : {32, 64, 96, 160, 576}) {
+        INFO(op->name << " type=" << int(type) << " n=" << n);
+        const auto row = random_blocks(type, std::size_t(n) / 32);
+        const auto want = ref::dequant_row(type, row.data(), n);
+        std::vector<float> y(std::size_t(n) + 1, 777.0f), first(std::size_t(n) + 1, 777.0f);
+        op->dequant_row(type, row.data(), n, y.data());
+        for (int i = 0; i < n; ++i)  // d q rounded, + m rounded
+          REQUIRE(std::fabs(y[std::size_t(i)] - want[std::size_t(i)]) <= 2.0e-7);
+        REQUIRE(y.back() == 777.0f);
+        ops_for(Isa::kScalar)->dequant_row(type, row.data(), n, first.data());
+        REQUIRE(std::memcmp(y.data(), first.data(), 4 * y.size()) == 0);
+      }
+  for (const Ops* op : levels()) {
+    const auto x = normal(37);
+    std::vector<uint16_t> half(37), brain(37);
+    std::vector<float> y(37);
+    op->f32_to_f16(x.data(), half.data(), 37);
+    op->f32_to_bf16(x.data(), brain.data(), 37);
+    op->dequant_row(BlockType::kF32, x.data(), 37, y.data());
+    CHECK(y == x);
+    op->dequant_row(BlockType::kF16, half.data(), 37, y.data());
+    for (std::size_t i = 0; i < 37; ++i) CHECK(y[i] == half_to_float(half[i]));
+    op->dequant_row(BlockType::kBF16, brain.data(), 37, y.data());
+    for (std::size_t i = 0; i < 37; ++i) CHECK(y[i] == bf16_to_float(brain[i]));
+  }
+}
+
+TEST_CASE("quantize_a8 rounds to the nearest of 255 steps, alike on every level") {
+  auto x = normal(32 * 20);
+  std::fill(x.begin(), x.begin() + 32, 0.0f);
+  x[40] = 1e30f;
+  for (std::size_t i = 64; i < 96; ++i) x[i] *= 1e-33f;  // below the smallest scale: zero
+  std::vector<BlockA8> first;
+  for (const Ops* op : levels()) {
+    INFO(op->name);
+    std::vector<BlockA8> y(20);
+    op->quantize_a8(x.data(), int(x.size()), y.data());
+    for (std::size_t b = 0; b < y.size(); ++b) {
+      int sum = 0;
+      for (std::size_t j = 0; j < 32; ++j) {
+        sum += y[b].q[j];
+        CHECK(y[b].q[j] >= -127);
+        const double error = std::fabs(double(y[b].d) * y[b].q[j] - x[32 * b + j]);
+        CHECK(error <= 0.50001 * y[b].d + 1e-30);
+      }
+      CHECK(y[b].sum == y[b].d * float(sum));
+    }
+    CHECK(y[0].d == 0.0f);
+    CHECK(y[2].d == 0.0f);
+    if (first.empty()) first = y;
+    CHECK(std::memcmp(first.data(), y.data(), sizeof(BlockA8) * y.size()) == 0);
+  }
+}
+
+TEST_CASE("gemv_a8 on every block type") {
+  // Integer products are exact; f32 sums over blocks: 1e-5 of sum |terms|.
+  for (const Ops* op : levels())
+    for (BlockType type : kBlockTypes)
+      for (int n : {32, 64, 96, 128, 160, 192, 224, 256, 576, 1536})
+        for (int rows : {0, 1, 3, 4, 5, 8, 9, 16, 23}) {
+          if (n > 300 && rows != 9) continue;
+          INFO(op->name << " type=" << int(type) << " n=" << n << " rows=" << rows);
+          const std::size_t row_bytes = std::size_t(n) / 32 * block_shape(type).bytes;
+          // The allocation ends with the last row: the address sanitizer sees reads beyond it.
+          const auto w = random_blocks(type, std::size_t(rows * n) / 32);
+          auto x = normal(std::size_t(n), 3.0f);
+          x[5] = 100.0f;  // saturates its block at 127
+          std::vector<BlockA8> blocks(std::size_t(n) / 32);
+          op->quantize_a8(x.data(), n, blocks.data());
+          const auto want = ref::gemv_a8(type, w.data(), row_bytes, rows, n, blocks.data());
+          std::vector<float> y(std::size_t(rows) + 1, 777.0f);
+          op->gemv_a8(type, w.data(), row_bytes, rows, n, blocks.data(), y.data());
+          REQUIRE(y.back() == 777.0f);
+          for (std::size_t r = 0; r < std::size_t(rows); ++r) {
+            const auto row = ref::dequant_row(type, w.data() + r * row_bytes, n);
+            double magnitude = 0.0;
+            for (std::size_t i = 0; i < row.size(); ++i)
+              magnitude += std::fabs(row[i] * blocks[i / 32].d * blocks[i / 32].q[i % 32]);
+            REQUIRE(std::fabs(y[r] - want[r]) <= 2e-6 * magnitude + 1e-30);
+          }
+        }
+}
+
+TEST_CASE("gemv_a8 does not saturate at the extremes") {
+  for (const Ops* op : levels())
+    for (BlockType type : kBlockTypes)
+      for (int sign : {-127, 127}) {
+        INFO(op->name << " type=" << int(type) << " sign=" << sign);
+        auto w = random_blocks(type, 4);
+        const std::size_t bytes = block_shape(type).bytes;
+        const std::size_t head = type == BlockType::kQ4_1 || type == BlockType::kQ5_1 ? 4 : 2;
+        for (std::size_t b = 0; b < 4; ++b)
+          std::fill(w.begin() + long(b * bytes + head), w.begin() + long((b + 1) * bytes),
+                    type == BlockType::kQ8_0 ? uint8_t(0x80) : uint8_t(b % 2 ? 0x00 : 0xFF));
+        std::vector<BlockA8> x(4);
+        for (BlockA8& block : x) {
+          block.d = 1.0f, block.sum = float(32 * sign);
+          std::fill(std::begin(block.q), std::end(block.q), int8_t(sign));
+        }
+        float y = 0.0f;
+        op->gemv_a8(type, w.data(), 4 * bytes, 1, 128, x.data(), &y);
+        const double want = ref::gemv_a8(type, w.data(), 4 * bytes, 1, 128, x.data())[0];
+        CHECK(std::fabs(y - want) <= 1e-5 * std::fabs(want) + 1e-3);
+      }
+}
+
+TEST_CASE("pq_encode finds the nearest centroid, the lowest on ties, alike on every level") {
+  for (int K : {1, 2, 3, 4, 8, 15, 16, 17, 32, 64, 100, 256, 4096})
+    for (int dsub : {1, 2, 3, 4, 5, 8, 16, 64}) {
+      if (K == 4096 && dsub > 4) continue;
+      const int n = 37;
+      const std::size_t stride = std::size_t(dsub) + 3;
+      auto x = normal(std::size_t(n) * stride);
+      auto centroids = normal(std::size_t(K * dsub));
+      if (K > 40)  // exact ties: centroid 40 repeats centroid 7, and row 0 is equal to both
+        for (std::size_t j = 0; j < std::size_t(dsub); ++j)
+          x[j] = centroids[j * std::size_t(K) + 7] = centroids[j * std::size_t(K) + 40];
+      std::vector<uint16_t> first;
+      for (const Ops* op : levels()) {
+        INFO(op->name << " K=" << K << " dsub=" << dsub);
+        std::vector<uint16_t> codes(std::size_t(n) + 1, 7777);
+        op->pq_encode(x.data(), stride, n, centroids.data(), K, dsub, codes.data());
+        REQUIRE(codes.back() == 7777);
+        for (std::size_t i = 0; i < std::size_t(n); ++i) {
+          REQUIRE(codes[i] < K);
+          const auto distance = ref::pq_distances(x.data() + i * stride, centroids.data(), K, dsub);
+          const double best = *std::min_element(distance.begin(), distance.end());
+          REQUIRE(distance[codes[i]] <= best * (1 + 1e-5) + 1e-12);
+        }
+        if (K > 40) REQUIRE(codes[0] == 7);
+        if (first.empty()) first = codes;
+        REQUIRE(codes == first);
+      }
+    }
+  for (const Ops* op : levels()) {  // rows of NaN or beyond the range get code 0, not garbage
+    std::vector<float> x = {NAN, 1e30f}, centroids(20, 1.0f);
+    std::vector<uint16_t> codes(2, 9);
+    op->pq_encode(x.data(), 1, 2, centroids.data(), 20, 1, codes.data());
+    CHECK(codes == std::vector<uint16_t>{0, 0});
+  }
+}
