@@ -58,8 +58,8 @@ struct TinyModelSpec {
   BlockType type = BlockType::kF32;            ///< of all matrices of the layers
   BlockType embedding_type = BlockType::kF32;  ///< of the embedding and of an untied head
   bool tied = true;
-  bool biases = false;       ///< of the Q, K and V projections
-  std::string rope_scaling;  ///< "", "linear", "yarn" (factor 4), "llama3" (factor tensor)
+  bool biases = false;            ///< of the Q, K and V projections
+  std::string rope_scaling = "";  ///< "", "linear", "yarn" (factor 4), "llama3" (factor tensor)
 };
 
 /// 4 control tokens (<|endoftext|>, <|im_start|>, <|im_end|>, <|pad|>; ids 0-3), the 256 bytes and

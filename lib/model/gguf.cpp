@@ -335,10 +335,12 @@ std::shared_ptr<const GgufFile> GgufFile::open(const std::filesystem::path& path
   return file;
 }
 
-std::shared_ptr<const GgufFile> GgufFile::from_memory(std::string_view bytes, std::string name) {
+std::shared_ptr<const GgufFile> GgufFile::from_memory(std::string bytes, std::string name) {
   auto file = std::make_shared<GgufFile>();
+  auto owner = std::make_shared<const std::string>(std::move(bytes));
   file->name_ = std::move(name);
-  file->bytes_ = bytes;
+  file->bytes_ = *owner;
+  file->mapping_ = std::move(owner);
   GgufParser(*file).parse();
   return file;
 }

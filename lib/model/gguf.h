@@ -63,8 +63,8 @@ class GgufFile {
  public:
   /// Maps and parses a file. Error(kBadInput): what is wrong, with key or tensor, got and expected.
   static std::shared_ptr<const GgufFile> open(const std::filesystem::path& path);
-  /// Parses bytes that the caller keeps alive; `name` stands for the path in messages.
-  static std::shared_ptr<const GgufFile> from_memory(std::string_view bytes, std::string name);
+  /// Parses bytes and keeps them; `name` stands for the path in messages.
+  static std::shared_ptr<const GgufFile> from_memory(std::string bytes, std::string name);
 
   const std::string& name() const { return name_; }
   uint32_t version() const { return version_; }

@@ -11,7 +11,7 @@
 #include <string>
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, std::size_t size) {
-  const std::string bytes(reinterpret_cast<const char*>(data), size);  // exact end for ASan
+  const std::string bytes(reinterpret_cast<const char*>(data), size);
   try {
     const auto model = million::Model::from_gguf(million::GgufFile::from_memory(bytes, "fuzz"));
     const auto ids = model->tokenizer.encode("The <|im_start|> 12 \xFF", true);
