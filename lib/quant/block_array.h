@@ -33,7 +33,7 @@ class BlockArray {
       blocks_.emplace_back(static_cast<size_t>(per_block_ * record_));
   }
   void clear() {
-    blocks_ = {};
+    std::vector<AlignedVector<T>>().swap(blocks_);  // assigning {} would keep the capacity
     size_ = 0;
   }
   /// Bytes allocated, the list of blocks included.

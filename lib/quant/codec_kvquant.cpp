@@ -182,6 +182,8 @@ class LayerTrainer {
     NuqHistogram histogram;
     KvQuantLayer layer;
     if (p_.keys()) {
+      layer.zero.reserve(p_.row());
+      layer.range.reserve(p_.row());
       for (int c = 0; c < p_.row(); ++c) add_key_channel(c, &layer, &histogram);
     } else {
       add_value_rows(&histogram);

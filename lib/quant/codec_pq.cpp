@@ -109,7 +109,10 @@ class PqStore final : public CodeStore {
 
   void clear() override {
     n_tokens_ = 0;
-    for (Head& head : heads_) head.blocks = {}, head.pointers = {};
+    for (Head& head : heads_) {
+      decltype(head.blocks)().swap(head.blocks);  // gives the memory back
+      decltype(head.pointers)().swap(head.pointers);
+    }
   }
 
   PqSide pq_side(int head) const override {
