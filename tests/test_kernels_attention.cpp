@@ -201,14 +201,14 @@ TEST_CASE("attention on PQ codes") {
             continue;
           }
           // f32 tables: 1e-5. Eight-bit tables (AVX-512, see attention_pq_bytes.inl.h): 2 % of the
-          // output norm, 1 % in the sum of weights.
+          // output norm, 0.05 (4 RMS errors) in a score.
           const bool k_bytes = op == ops_for(Isa::kAvx512) && c.k_nbits <= 8;
           const bool v_bytes = op == ops_for(Isa::kAvx512) && c.v_nbits <= 8;
           const double error = relative_norm(result.out(), want.out);
           double& worst = k_bytes || v_bytes ? worst_bytes : worst_tables;
           worst = std::max(worst, error);
           REQUIRE(error < (k_bytes || v_bytes ? 2e-2 : 1e-5));
-          REQUIRE(result.lse_error(want.lse) < (k_bytes ? 1e-2 : v_bytes ? 1e-4 : 1e-5));
+          REQUIRE(result.lse_error(want.lse) < (k_bytes ? 5e-2 : v_bytes ? 1e-4 : 1e-5));
         }
   std::printf("attend_pq: largest relative error %.3g with f32 tables, %.3g with 8-bit tables\n",
               worst_tables, worst_bytes);

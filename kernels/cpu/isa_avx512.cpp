@@ -2,8 +2,10 @@
 // AVX-512 level; kernels/CMakeLists.txt sets the flags of this file alone.
 #define MILLION_ISA avx512
 #define MILLION_ISA_NAME "avx512"
-#define MILLION_ATTEND_PQ attend_pq_tables
+#define MILLION_ATTEND_PQ attend_pq_bytes
 
 #include "kernels/cpu/vec_avx512.h"
+#include "kernels/cpu/vec_avx512_bytes.h"
 
+#include "kernels/cpu/attention_pq_bytes.inl.h"
 #include "kernels/cpu/op_table.inl.h"

@@ -1,0 +1,362 @@
+// SPDX-License-Identifier: Apache-2.0
+// Decode attention on PQ codes with 8-bit tables in registers, for nbits <= 8; a side with wider
+// codes uses the f32 tables of attention_pq.inl.h. [MILLION]
+//
+// Keys: the table of a subspace is cut into steps of 2^k * unit, k by its own range, and summed in
+// 16 bits, coarse subspaces first (sums are shifted when k falls). A subspace whose steps are too
+// coarse gets a second table with the residual, until the score error is at most kScoreError (RMS,
+// natural-log units) or the 16 bits are used up: steps of 1/65000 of the whole score range.
+// Values: centroids as int8 between the minimum and maximum of their channel, weights as 16-bit
+// fixed point relative to the block's maximum; products in 32-bit integers.
+//
+// Error: a score error of e (RMS) changes each weight by the factor exp(e), so for random values
+// the output by at most e of its norm; int8 centroids add range / 254 / sqrt(12) RMS, 0.8 % of the
+// standard deviation for 256 normal centroids. test_kernels_attention.cpp bounds the sum at 2 %.
+#pragma once
+
+#include "kernels/cpu/attention_pq.inl.h"
+
+namespace million::MILLION_ISA {
+namespace {
+
+constexpr float kScoreError = 0.010f;
+constexpr int kMaxSubspaces = 256;
+constexpr int kMaxQueryHeads = 16;
+constexpr int kShortRun = 1;
+constexpr int kMaxClass = 8;  ///< range <= 65000 units = 255 * 2^8 units, nearly
+
+/// One lookup per token: a table of head g, and how far to shift the sums before it is added.
+struct BytePass {
+  uint16_t m;
+  uint8_t residual, shift;
+};
+struct HeadPlan {
+  float scale, bias;  ///< score = bias + scale * sum
+  int n_passes;
+};
+
+inline void table_range(const float* table, int K, float* low, float* high) {
+  F min = set1(INFINITY), max = set1(-INFINITY);
+  int c = 0;
+  for (; c + kLanes <= K; c += kLanes)
+    min = vmin(min, load(table + c)), max = vmax(max, load(table + c));
+  if (c < K) {
+    min = vmin(min, load_part(table + c, K - c, INFINITY));
+    max = vmax(max, load_part(table + c, K - c, -INFINITY));
+  }
+  *low = -reduce_max(zero() - min), *high = reduce_max(max);
+}
+
+/// Replaces the f32 table by K bytes of steps and, with a residual, K bytes of it behind them.
+inline void table_to_bytes(float* table, int K, float low, float unit, int k, bool residual) {
+  alignas(64) uint8_t bytes[2 * 256];
+  const F steps = set1(1.0f / (unit * static_cast<float>(1 << k)));
+  const F units = set1(1.0f / unit), shift = set1(-static_cast<float>(1 << k));
+  for (int c = 0; c < K; c += kLanes) {
+    const int n = K - c < kLanes ? K - c : kLanes;
+    const F x = (n < kLanes ? load_part(table + c, n) : load(table + c)) - set1(low);
+    if (residual) {
+      const F coarse = vmin(vfloor(x * steps), set1(255.0f));
+      store_u8(bytes + c, coarse, n);
+      store_u8(bytes + K + c, vfma(coarse, shift, x * units), n);
+    } else {
+      store_u8(bytes + c, x * steps, n);
+    }
+  }
+  __builtin_memcpy(table, bytes, static_cast<std::size_t>(residual ? 2 * K : K));
+}
+
+/// Chooses steps and residuals of one head's tables [M][K] and turns them into bytes in place.
+HeadPlan plan_head(float* tables, int M, int K, BytePass* passes) {
+  float low[kMaxSubspaces], range[kMaxSubspaces];
+  uint8_t class_of[kMaxSubspaces];
+  bool residual[kMaxSubspaces] = {};
+  float total = 0.0f, bias = 0.0f;
+  for (int m = 0; m < M; ++m) {
+    float high;
+    table_range(tables + m * K, K, &low[m], &high);
+    range[m] = high - low[m];
+    total += range[m];
+    bias += low[m];
+  }
+  const float unit = (total > 1e-30f ? total : 1e-30f) / 65000.0f;
+  float variance = 0.0f;  // of a score, in units^2 / 12
+  for (int m = 0; m < M; ++m) {
+    int k = 0;
+    while (k < kMaxClass && range[m] > 255.0f * unit * static_cast<float>(1 << k)) ++k;
+    class_of[m] = static_cast<uint8_t>(k);
+    variance += static_cast<float>(1 << (2 * k));
+  }
+  const float allowed = 12.0f * (kScoreError / unit) * (kScoreError / unit);
+  for (int k = kMaxClass; k > 0; --k)
+    for (int m = 0; m < M && variance > allowed; ++m)
+      if (class_of[m] == k) {
+        residual[m] = true;
+        variance -= static_cast<float>((1 << (2 * k)) - 1);
+      }
+  for (int m = 0; m < M; ++m)
+    table_to_bytes(tables + m * K, K, low[m], unit, class_of[m], residual[m]);
+  int n = 0, last = kMaxClass;
+  for (int k = kMaxClass; k >= 0; --k)
+    for (int pass = 0; pass < (k == 0 ? 2 : 1); ++pass)
+      for (int m = 0; m < M; ++m)
+        if (pass == 0 ? class_of[m] == k : residual[m]) {
+          passes[n] = {static_cast<uint16_t>(m), static_cast<uint8_t>(pass),
+                       static_cast<uint8_t>(n == 0 ? 0 : last - k)};
+          last = k;
+          ++n;
+        }
+  return {unit * static_cast<float>(1 << last), bias, n};
+}
+
+/// Scores of kChunks * 64 tokens from `chunk` on, one head.
+template <int kRegs, int kChunks>
+inline void byte_scores(const PqAttendArgs& args, const uint8_t* block, int chunk,
+                        const CodeReader<kRegs != 4>& reader, const float* tables,
+                        const BytePass* passes, const HeadPlan& plan, float* s) {
+  const int K = 1 << args.k.nbits;
+  TokenSums sums[kChunks];
+  for (int i = 0; i < plan.n_passes; ++i) {
+    const BytePass pass = passes[i];
+    if (pass.shift != 0)
+      for (int c = 0; c < kChunks; ++c) sums[c].shift_left(pass.shift);
+    const auto* bytes = reinterpret_cast<const uint8_t*>(tables + pass.m * K);
+    const ByteTable<kRegs> table(bytes + pass.residual * K, K);
+    const uint8_t* run = block + pass.m * pq_run_bytes(args.k.nbits);
+    for (int c = 0; c < kChunks; ++c) sums[c].add(table.look_up(reader.load(run, chunk + c)));
+  }
+  for (int c = 0; c < kChunks; ++c) sums[c].store(s + kByteLanes * c, plan.scale, plan.bias);
+}
+
+/// Sums over a block of weight * int8 centroid for kColumns channels of one subspace.
+template <int kRegs, int kHeads, int kColumns>
+inline void byte_columns(const uint8_t* run, int n_chunks, const CodeReader<kRegs != 4>& reader,
+                         const uint8_t* tables, int K, const uint8_t* weights, float* sums, int d) {
+  Bytes high[kHeads * kColumns], low[kHeads * kColumns];
+  for (int i = 0; i < kHeads * kColumns; ++i) high[i] = low[i] = no_bytes();
+  const ByteTable<kRegs> first(tables, K), second(tables + (kColumns - 1) * K, K);
+  for (int c = 0; c < n_chunks; ++c) {
+    const Bytes codes = reader.load(run, c);
+    const Bytes value[2] = {first.look_up(codes), kColumns > 1 ? second.look_up(codes) : codes};
+    for (int h = 0; h < kHeads; ++h) {
+      const uint8_t* weight = weights + 2 * h * kPqBlock + kByteLanes * c;
+      const Bytes w_high = load_bytes(weight), w_low = load_bytes(weight + kPqBlock);
+      for (int j = 0; j < kColumns; ++j) {
+        high[h * kColumns + j] = dot_bytes(high[h * kColumns + j], w_high, value[j]);
+        low[h * kColumns + j] = dot_bytes(low[h * kColumns + j], w_low, value[j]);
+      }
+    }
+  }
+  F lanes[(kHeads * kColumns + 3) / 4 * 4];
+  for (int i = 0; i < (kHeads * kColumns + 3) / 4 * 4; ++i)
+    lanes[i] = i < kHeads * kColumns ? join_bytes(high[i], low[i]) : zero();
+  alignas(64) float total[(kHeads * kColumns + 3) / 4 * 4];
+  for (int i = 0; i < kHeads * kColumns; i += 4)
+    reduce_add4(total + i, lanes[i], lanes[i + 1], lanes[i + 2], lanes[i + 3]);
+  for (int h = 0; h < kHeads; ++h)
+    for (int j = 0; j < kColumns; ++j) sums[h * d + j] = total[h * kColumns + j];
+}
+
+/// sums [kHeads][d] of one block.
+template <int kRegs, int kHeads>
+void byte_values(const PqAttendArgs& args, const uint8_t* block, int n_chunks,
+                 const CodeReader<kRegs != 4>& reader, const uint8_t* tables,
+                 const uint8_t* weights, float* sums) {
+  const int d = args.head_dim, dsub = d / args.v.M, K = 1 << args.v.nbits;
+  for (int m = 0; m < args.v.M; ++m) {
+    const uint8_t* run = block + static_cast<std::size_t>(m) * pq_run_bytes(args.v.nbits);
+    int j = 0;
+    for (; j + 2 <= dsub; j += 2)
+      byte_columns<kRegs, kHeads, 2>(run, n_chunks, reader, tables + (m * dsub + j) * K, K, weights,
+                                     sums + m * dsub + j, d);
+    if (j < dsub)
+      byte_columns<kRegs, kHeads, 1>(run, n_chunks, reader, tables + (m * dsub + j) * K, K, weights,
+                                     sums + m * dsub + j, d);
+  }
+}
+
+/// Copies channel columns [dsub][K] out of centroids [K][dsub].
+template <int kDsub>
+inline void copy_columns(const float* centroids, int K, float* columns) {
+  for (int c = 0; c < K; c += kLanes) {
+    F rows[kDsub], column[kDsub];
+    for (int j = 0; j < kDsub; ++j) rows[j] = load(centroids + c * kDsub + j * kLanes);
+    split_columns<kDsub>(rows, column, 1);
+    for (int j = 0; j < kDsub; ++j) store(columns + j * K + c, column[j]);
+  }
+}
+
+/// int8 tables [head_dim][K] of the value centroids: value = middle + step * byte per channel.
+void build_value_bytes(const PqSide& v, int head_dim, uint8_t* tables, float* middle, float* step) {
+  const int K = 1 << v.nbits, dsub = head_dim / v.M;
+  alignas(64) float columns[4 * 256];
+  for (int i = 0; i < head_dim; ++i) {
+    const int m = i / dsub, j = i % dsub;
+    const float* centroids =
+        v.centroids + static_cast<std::size_t>(m) * static_cast<std::size_t>(K * dsub);
+    const float* column = columns;
+    if (K % kLanes == 0 && (dsub == 1 || dsub == 2 || dsub == 4)) {
+      if (j == 0 && dsub == 1) copy_columns<1>(centroids, K, columns);
+      if (j == 0 && dsub == 2) copy_columns<2>(centroids, K, columns);
+      if (j == 0 && dsub == 4) copy_columns<4>(centroids, K, columns);
+      column = columns + j * K;
+    } else {
+      for (int c = 0; c < K; ++c) columns[c] = centroids[c * dsub + j];
+    }
+    float low, high;
+    table_range(column, K, &low, &high);
+    middle[i] = 0.5f * (low + high);
+    step[i] = (high - low) / 254.0f;
+    const F center = set1(middle[i]), inverse = set1(step[i] > 1e-30f ? 1.0f / step[i] : 0.0f);
+    for (int c = 0; c < K; c += kLanes) {
+      const int n = K - c < kLanes ? K - c : kLanes;
+      const F x = n < kLanes ? load_part(column + c, n) : load(column + c);
+      store_s8(tables + i * K + c, (x - center) * inverse, n);
+    }
+  }
+}
+
+/// Weights of one head's block relative to its own maximum: bytes [2][kPqBlock], zero from n on.
+/// Returns their sum; *max is the maximum.
+inline float byte_weights(const float* s, int n, uint8_t* bytes, float* max) {
+  *max = max_scaled(s, n, set1(1.0f));
+  auto sum = no_bytes();
+  const F shift = set1(*max);
+  int t = 0;
+  for (; t + kLanes <= n; t += kLanes)
+    sum = add_int(sum, store_weights(bytes + t, bytes + kPqBlock + t, vexp(load(s + t) - shift)));
+  if (t < n) {
+    const F x = vexp(load_part(s + t, n - t, -INFINITY) - shift);
+    sum = add_int(sum, store_weights(bytes + t, bytes + kPqBlock + t, x));
+    t += kLanes;
+  }
+  for (; t % kByteLanes != 0; t += kLanes) store_weights(bytes + t, bytes + kPqBlock + t, zero());
+  return sum_int(sum);
+}
+
+/// Everything behind PqScratch that the byte tables use.
+struct ByteScratch {
+  uint8_t* value_tables;  ///< [head_dim][K]
+  float *middle, *step;   ///< [head_dim]
+  float* sums;            ///< [n_group][head_dim]
+  uint8_t* weights;       ///< [n_group][2][kPqBlock]
+  BytePass* passes;       ///< [n_group][2 M]
+  ByteScratch(const PqAttendArgs& args, float* rest)
+      : value_tables(reinterpret_cast<uint8_t*>(rest)),
+        middle(rest + 64 * args.head_dim),
+        step(middle + args.head_dim),
+        sums(step + args.head_dim),
+        weights(reinterpret_cast<uint8_t*>(sums + args.n_group * args.head_dim)),
+        passes(reinterpret_cast<BytePass*>(weights + args.n_group * 2 * kPqBlock)) {}
+};
+
+/// Adds one block's values for all heads; s [n_group][kPqBlock] are its scores.
+template <int kRegs>
+void add_block_values(const PqAttendArgs& args, const uint8_t* block, int n, const float* s,
+                      const ByteScratch& scratch, const CodeReader<kRegs != 4>& reader) {
+  const int d = args.head_dim, n_chunks = (n + kByteLanes - 1) / kByteLanes;
+  float max[kMaxQueryHeads], sum[kMaxQueryHeads];
+  for (int g = 0; g < args.n_group; ++g)
+    sum[g] = byte_weights(s + g * kPqBlock, n, scratch.weights + g * 2 * kPqBlock, &max[g]);
+  for (int g = 0; g < args.n_group; g += 4) {
+    const uint8_t* weights = scratch.weights + g * 2 * kPqBlock;
+    float* sums = scratch.sums + g * d;
+    switch (args.n_group - g) {
+      case 1:
+        byte_values<kRegs, 1>(args, block, n_chunks, reader, scratch.value_tables, weights, sums);
+        break;
+      case 2:
+        byte_values<kRegs, 2>(args, block, n_chunks, reader, scratch.value_tables, weights, sums);
+        break;
+      case 3:
+        byte_values<kRegs, 3>(args, block, n_chunks, reader, scratch.value_tables, weights, sums);
+        break;
+      default:
+        byte_values<kRegs, 4>(args, block, n_chunks, reader, scratch.value_tables, weights, sums);
+    }
+  }
+  for (int g = 0; g < args.n_group; ++g) {
+    SoftmaxState& state = args.state[g];
+    float* acc = args.acc + g * d;
+    scale_row(acc, state.rescale(max[g]), d);
+    if (state.max == -INFINITY) continue;
+    const float weight = std::exp(max[g] - state.max) * (1.0f / 65535.0f);
+    state.sum += weight * sum[g];
+    const float* sums = scratch.sums + g * d;
+    for (int i = 0; i < d; ++i)
+      acc[i] += weight * (scratch.step[i] * sums[i] + scratch.middle[i] * sum[g]);
+  }
+}
+
+template <int kRegs>
+void block_scores(const PqAttendArgs& args, const uint8_t* block, int n, const PqScratch& scratch,
+                  const BytePass* passes, const HeadPlan* plans,
+                  const CodeReader<kRegs != 4>& reader) {
+  constexpr int kAll = kPqBlock / kByteLanes;
+  const int M = args.k.M;
+  for (int g = 0; g < args.n_group; ++g) {
+    const float* tables = scratch.tables + (static_cast<std::size_t>(g * M) << args.k.nbits);
+    const BytePass* pass = passes + 2 * g * M;
+    float* s = scratch.scores + g * kPqBlock;
+    if (n > kPqBlock / 2) {
+      byte_scores<kRegs, kAll>(args, block, 0, reader, tables, pass, plans[g], s);
+    } else {
+      for (int c = 0; c * kByteLanes < n; c += 2)
+        byte_scores<kRegs, 2>(args, block, c, reader, tables, pass, plans[g], s + c * kByteLanes);
+    }
+  }
+}
+
+/// Calls f(std::integral_constant-like tag) with the registers that a table of nbits needs.
+template <int kN>
+struct Regs {
+  static constexpr int value = kN;
+};
+template <class Fn>
+inline void with_regs(int nbits, const Fn& f) {
+  if (nbits == 8) f(Regs<4>());
+  if (nbits == 7) f(Regs<2>());
+  if (nbits < 7) f(Regs<1>());
+}
+
+void attend_pq_bytes(const PqAttendArgs& args) {
+  const bool k_bytes = args.k.nbits <= 8 && args.k.M <= kMaxSubspaces;
+  const bool v_bytes = args.v.nbits <= 8;
+  if (args.n_tokens < kShortRun || (!k_bytes && !v_bytes)) return attend_pq_tables(args);
+  const PqScratch scratch(args);
+  const ByteScratch bytes(args, scratch.rest);
+  HeadPlan plans[kMaxQueryHeads];
+  build_tables(args, scratch.tables);
+  if (k_bytes)
+    for (int g = 0; g < args.n_group; ++g)
+      plans[g] =
+          plan_head(scratch.tables + (static_cast<std::size_t>(g * args.k.M) << args.k.nbits),
+                    args.k.M, 1 << args.k.nbits, bytes.passes + 2 * g * args.k.M);
+  if (v_bytes)
+    build_value_bytes(args.v, args.head_dim, bytes.value_tables, bytes.middle, bytes.step);
+  for (int t = 0; t < args.n_tokens; t += kPqBlock) {
+    const int n = args.n_tokens - t < kPqBlock ? args.n_tokens - t : kPqBlock;
+    const uint8_t* k_block = args.k.blocks[t / kPqBlock];
+    const uint8_t* v_block = args.v.blocks[t / kPqBlock];
+    if (k_bytes) {
+      with_regs(args.k.nbits, [&](auto regs) {
+        const CodeReader<regs.value != 4> reader(args.k.nbits);
+        block_scores<regs.value>(args, k_block, n, scratch, bytes.passes, plans, reader);
+      });
+    } else {
+      table_scores(args, k_block, n, scratch.tables, scratch.codes, scratch.scores);
+    }
+    if (v_bytes) {
+      with_regs(args.v.nbits, [&](auto regs) {
+        const CodeReader<regs.value != 4> reader(args.v.nbits);
+        add_block_values<regs.value>(args, v_block, n, scratch.scores, bytes, reader);
+      });
+    } else {
+      block_weights(args, n, scratch.scores);
+      table_values(args, v_block, n, scratch.scores, scratch.codes);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace million::MILLION_ISA

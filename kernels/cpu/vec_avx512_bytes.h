@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: Apache-2.0
+// 64-byte registers for attention on PQ codes: unpacking, table lookups inside registers (VBMI) and
+// byte dot products (VNNI). Only isa_avx512.cpp includes it, after vec_avx512.h.
+#pragma once
+
+#include "kernels/cpu/vec_avx512.h"
+
+namespace million::avx512 {
+namespace {
+
+using Bytes = __m512i;  ///< 64 tokens of one subspace
+constexpr int kByteLanes = 64;
+
+inline Bytes no_bytes() { return _mm512_setzero_si512(); }
+inline Bytes load_bytes(const uint8_t* p) { return load64(p); }
+
+/// Bits [0, n) set, 0 <= n <= 64.
+inline __mmask64 first64(int n) { return n < 64 ? (uint64_t{1} << n) - 1 : ~uint64_t{0}; }
+
+/// Loads 64 codes of a run as bytes. Packed codes: 8 codes are nbits bytes; they are spread to one
+/// 64-bit lane and each code is picked at its bit offset.
+template <bool kPacked>
+struct CodeReader {
+  int nbits;
+  __mmask64 bytes;
+  Bytes spread, shifts, mask;
+  explicit CodeReader(int bits)
+      : nbits(bits),
+        bytes(first64(8 * bits)),
+        mask(_mm512_set1_epi8(static_cast<char>((1 << bits) - 1))) {
+    alignas(64) uint8_t at[64], shift[64];
+    for (int i = 0; i < 64; ++i) {
+      at[i] = static_cast<uint8_t>((i / 8 * bits + (i % 8 < bits ? i % 8 : 0)) & 63);
+      shift[i] = static_cast<uint8_t>(i % 8 * bits);
+    }
+    spread = load64(at), shifts = load64(shift);
+  }
+  Bytes load(const uint8_t* run, int chunk) const {
+    if constexpr (!kPacked) return load64(run + kByteLanes * chunk);
+    const Bytes packed = _mm512_maskz_loadu_epi8(bytes, run + 8 * nbits * chunk);
+    const Bytes lanes = _mm512_permutexvar_epi8(spread, packed);
+    return _mm512_and_si512(_mm512_multishift_epi64_epi8(shifts, lanes), mask);
+  }
+};
+
+/// A table of up to 64 * kRegs bytes held in registers; codes must be below that.
+template <int kRegs>
+struct ByteTable {
+  Bytes t[kRegs];
+  ByteTable(const void* p, int size) {
+    const auto* from = static_cast<const uint8_t*>(p);
+    for (int i = 0; i < kRegs; ++i)
+      t[i] = kRegs == 1 ? _mm512_maskz_loadu_epi8(first64(size), from) : load64(from + 64 * i);
+  }
+  Bytes look_up(Bytes codes) const {
+    if constexpr (kRegs == 1) {
+      return _mm512_permutexvar_epi8(codes, t[0]);
+    } else if constexpr (kRegs == 2) {
+      return _mm512_permutex2var_epi8(t[0], codes, t[1]);
+    } else {
+      const Bytes low = _mm512_permutex2var_epi8(t[0], codes, t[1]);
+      const Bytes high = _mm512_permutex2var_epi8(t[2], codes, t[3]);
+      return _mm512_mask_blend_epi8(_mm512_movepi8_mask(codes), low, high);
+    }
+  }
+};
+
+/// Sums of bytes for 64 tokens in 16 bits. `all` sums the words (even + 256 odd, mod 2^16), which
+/// saves a mask for each byte vector; the even tokens follow at the end.
+struct TokenSums {
+  Bytes all = _mm512_setzero_si512(), odd = _mm512_setzero_si512();
+  void add(Bytes x) {
+    all = _mm512_add_epi16(all, x);
+    odd = _mm512_add_epi16(odd, _mm512_srli_epi16(x, 8));
+  }
+  void shift_left(int bits) {
+    const __m128i count = _mm_cvtsi32_si128(bits);
+    all = _mm512_sll_epi16(all, count);
+    odd = _mm512_sll_epi16(odd, count);
+  }
+  /// s[t] = bias + scale * sum of token t.
+  void store(float* s, float scale, float bias) const {
+    const Bytes even = _mm512_sub_epi16(all, _mm512_slli_epi16(odd, 8));
+    const Bytes low = _mm512_unpacklo_epi16(even, odd), high = _mm512_unpackhi_epi16(even, odd);
+    const Bytes first_half =
+        _mm512_permutex2var_epi64(low, _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11), high);
+    const Bytes second_half =
+        _mm512_permutex2var_epi64(low, _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15), high);
+    store16(s, _mm512_castsi512_si256(first_half), scale, bias);
+    store16(s + 16, _mm512_extracti64x4_epi64(first_half, 1), scale, bias);
+    store16(s + 32, _mm512_castsi512_si256(second_half), scale, bias);
+    store16(s + 48, _mm512_extracti64x4_epi64(second_half, 1), scale, bias);
+  }
+
+ private:
+  static void store16(float* s, __m256i words, float scale, float bias) {
+    const F x = _mm512_cvtepi32_ps(_mm512_cvtepu16_epi32(words));
+    avx512::store(s, vfma(x, set1(scale), set1(bias)));
+  }
+};
+
+/// acc + sums of four products of unsigned weights and signed values, per 32-bit lane.
+inline Bytes dot_bytes(Bytes acc, Bytes weights, Bytes values) {
+  return _mm512_dpbusd_epi32(acc, weights, values);
+}
+/// 256 high + low as floats: the lanes stay below 2^24 * 16, so the error is 2^-24 relative.
+inline F join_bytes(Bytes high, Bytes low) {
+  return vfma(_mm512_cvtepi32_ps(high), set1(256.0f), _mm512_cvtepi32_ps(low));
+}
+
+inline F vfloor(F x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC); }
+/// Nearest integers of the first n lanes, saturated to 0..255.
+inline void store_u8(uint8_t* p, F x, int n) {
+  const __m512i i = _mm512_max_epi32(_mm512_cvtps_epi32(x), _mm512_setzero_si512());
+  _mm_mask_storeu_epi8(p, first(n), _mm512_cvtusepi32_epi8(i));
+}
+inline void store_s8(uint8_t* p, F x, int n) {
+  _mm_mask_storeu_epi8(p, first(n), _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(x)));
+}
+/// 65535 x for weights 0 <= x <= 1 as high and low bytes; returns the integers to be summed.
+inline __m512i store_weights(uint8_t* high, uint8_t* low, F x) {
+  const __m512i i = _mm512_cvtps_epi32(x * set1(65535.0f));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(high), _mm512_cvtepi32_epi8(_mm512_srli_epi32(i, 8)));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(low), _mm512_cvtepi32_epi8(i));
+  return i;
+}
+inline __m512i add_int(__m512i a, __m512i b) { return _mm512_add_epi32(a, b); }
+inline float sum_int(__m512i x) { return static_cast<float>(_mm512_reduce_add_epi32(x)); }
+
+}  // namespace
+}  // namespace million::avx512
