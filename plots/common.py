@@ -85,6 +85,17 @@ def timing(record, name):
     return entry["median"], spread / 2
 
 
+def time_per_token(record):
+    """(median, half the interquartile range) in ms of the decode steps of a bench row."""
+    return timing(record, "step_ms")
+
+
+def cache_bytes(record):
+    """Bytes of cache and codebooks of a bench row."""
+    sizes = record.get("bytes", {})
+    return sizes.get("kv", 0) + sizes.get("shared", 0)
+
+
 def measured_bits(record):
     """Bits per value from allocated bytes: codes, scales, outliers, sinks and window. Codebooks
     are left out: their share depends on how many sequences use them ("bits.total" counts them)."""

@@ -15,16 +15,14 @@ from common import plt
 
 
 def series(records):
-    """{method: [(depth, tpot ms, spread ms, MiB, prefill tok/s), ...]} by rising depth."""
+    """{method: [(depth, ms a token, spread ms, MiB), ...]} by rising depth."""
     out = collections.defaultdict(list)
     for record in records:
         depth = record.get("config", {}).get("depth")
-        median, spread = common.timing(record, "tpot_ms")
+        median, spread = common.time_per_token(record)
         if record.get("status") != "ok" or depth is None or median is None:
             continue
-        mib = sum(record.get("bytes", {}).get(part, 0)
-                  for part in ("codes", "scales", "outliers", "sinks", "window", "shared")) / 2**20
-        out[record["method"]].append((depth, median, spread, mib))
+        out[record["method"]].append((depth, median, spread, common.cache_bytes(record) / 2**20))
     return {method: sorted(points) for method, points in out.items()}
 
 
@@ -48,7 +46,7 @@ def main():
     args = parser.parse_args()
     lines = series(common.read_records(args.records))
     if not lines:
-        common.fail(f"no finished bench row with tpot_ms in {' '.join(args.records)}")
+        common.fail(f"no finished bench row in {' '.join(args.records)}")
     looks = common.styles(common.family(method) for method in lines)
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4))
     strokes, used = ("-", "--", ":", "-."), collections.Counter()

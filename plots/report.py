@@ -117,24 +117,26 @@ def add_quality_tables(doc, records):
 
 
 def add_speed_table(doc, records):
-    rows = [r for r in records if r.get("status") == "ok" and common.timing(r, "tpot_ms")[0]]
+    rows = [r for r in records if r.get("status") == "ok" and common.time_per_token(r)[0]]
     if not rows:
         return
     doc.heading("Speed and memory")
     doc.text("Median time per output token with half the interquartile range; the methods of one "
              "depth were measured in turn, so a drift of the machine hits all of them.")
-    base = {r["config"].get("depth"): common.timing(r, "tpot_ms")[0]
+    base = {r["config"].get("depth"): common.time_per_token(r)[0]
             for r in rows if r["method"] == "fp16"}
     table = []
     for r in sorted(rows, key=lambda r: (r["config"].get("depth", 0), r["method"])):
-        depth, (median, spread) = r["config"].get("depth"), common.timing(r, "tpot_ms")
-        size = sum(v for k, v in r.get("bytes", {}).items() if k in
-                   ("codes", "scales", "outliers", "sinks", "window", "shared")) / 2**20
+        depth, (median, spread) = r["config"].get("depth"), common.time_per_token(r)
+        share = common.metric(r, "share_of_bandwidth")[0]
         table.append([depth, r["method"], number_text(median, spread),
                       f"{base[depth] / median:.2f}" if depth in base else "–",
-                      number_text(common.timing(r, "ttft_ms")[0]), number_text(size)])
+                      number_text(common.metric(r, "ttft_ms")[0]),
+                      number_text(common.metric(r, "prefill_tok_per_s")[0]),
+                      number_text(common.cache_bytes(r) / 2**20),
+                      number_text(share and 100 * share, digits=2)])
     doc.table(["depth (tokens)", "method", "TPOT (ms)", "speed-up over fp16", "TTFT (ms)",
-               "cache and codebooks (MiB)"], table)
+               "prefill (tokens/s)", "cache and codebooks (MiB)", "read bandwidth used (%)"], table)
 
 
 def add_figures(doc, results):
