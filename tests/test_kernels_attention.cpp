@@ -300,6 +300,25 @@ TEST_CASE("gemv_a8 on every block type") {
         }
 }
 
+TEST_CASE("gemv_a8 gives a row the same bits whatever rows stand around it") {
+  for (const Ops* op : levels())
+    for (BlockType type : kBlockTypes)
+      for (int n : {96, 576}) {
+        INFO(op->name << " type=" << int(type) << " n=" << n);
+        const std::size_t row_bytes = std::size_t(n) / 32 * block_shape(type).bytes;
+        const auto w = random_blocks(type, std::size_t(21 * n) / 32);
+        const auto x = normal(std::size_t(n));
+        std::vector<BlockA8> blocks(std::size_t(n) / 32);
+        op->quantize_a8(x.data(), n, blocks.data());
+        std::vector<float> whole(21), split(21);
+        op->gemv_a8(type, w.data(), row_bytes, 21, n, blocks.data(), whole.data());
+        op->gemv_a8(type, w.data(), row_bytes, 11, n, blocks.data(), split.data());
+        op->gemv_a8(type, w.data() + 11 * row_bytes, row_bytes, 10, n, blocks.data(),
+                    split.data() + 11);
+        CHECK(std::memcmp(whole.data(), split.data(), 4 * whole.size()) == 0);
+      }
+}
+
 TEST_CASE("gemv_a8 does not saturate at the extremes") {
   for (const Ops* op : levels())
     for (BlockType type : kBlockTypes)

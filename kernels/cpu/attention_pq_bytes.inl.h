@@ -116,14 +116,17 @@ inline void byte_scores(const PqAttendArgs& args, const uint8_t* block, int chun
                         const BytePass* passes, const HeadPlan& plan, float* s) {
   const int K = 1 << args.k.nbits;
   TokenSums sums[kChunks];
-  for (int i = 0; i < plan.n_passes; ++i) {
-    const BytePass pass = passes[i];
-    if (pass.shift != 0)
-      for (int c = 0; c < kChunks; ++c) sums[c].shift_left(pass.shift);
-    const auto* bytes = reinterpret_cast<const uint8_t*>(tables + pass.m * K);
-    const ByteTable<kRegs> table(bytes + pass.residual * K, K);
-    const uint8_t* run = block + pass.m * pq_run_bytes(args.k.nbits);
-    for (int c = 0; c < kChunks; ++c) sums[c].add(table.look_up(reader.load(run, chunk + c)));
+  for (int i = 0; i < plan.n_passes;) {
+    const int shift = passes[i].shift;
+    if (shift != 0)
+      for (int c = 0; c < kChunks; ++c) sums[c].shift_left(shift);
+    do {  // all passes of one step size: the sums stay where they are
+      const BytePass pass = passes[i];
+      const auto* bytes = reinterpret_cast<const uint8_t*>(tables + pass.m * K);
+      const ByteTable<kRegs> table(bytes + pass.residual * K, K);
+      const uint8_t* run = block + pass.m * pq_run_bytes(args.k.nbits);
+      for (int c = 0; c < kChunks; ++c) sums[c].add(table.look_up(reader.load(run, chunk + c)));
+    } while (++i < plan.n_passes && passes[i].shift == 0);
   }
   for (int c = 0; c < kChunks; ++c) sums[c].store(s + kByteLanes * c, plan.scale, plan.bias);
 }
@@ -307,16 +310,34 @@ void block_scores(const PqAttendArgs& args, const uint8_t* block, int n, const P
   }
 }
 
-/// Calls f(std::integral_constant-like tag) with the registers that a table of nbits needs.
-template <int kN>
-struct Regs {
-  static constexpr int value = kN;
+/// Readers of packed codes of both sides; codes of 8 bits need none.
+struct CodeReaders {
+  CodeReader<true> k, v;
+  CodeReader<false> whole;
+  explicit CodeReaders(const PqAttendArgs& args) : k(args.k.nbits), v(args.v.nbits), whole(8) {}
 };
-template <class Fn>
-inline void with_regs(int nbits, const Fn& f) {
-  if (nbits == 8) f(Regs<4>());
-  if (nbits == 7) f(Regs<2>());
-  if (nbits < 7) f(Regs<1>());
+
+inline void score_block(const PqAttendArgs& args, const uint8_t* block, int n,
+                        const PqScratch& scratch, const BytePass* passes, const HeadPlan* plans,
+                        const CodeReaders& readers) {
+  if (args.k.nbits == 8) {
+    block_scores<4>(args, block, n, scratch, passes, plans, readers.whole);
+  } else if (args.k.nbits == 7) {
+    block_scores<2>(args, block, n, scratch, passes, plans, readers.k);
+  } else {
+    block_scores<1>(args, block, n, scratch, passes, plans, readers.k);
+  }
+}
+
+inline void value_block(const PqAttendArgs& args, const uint8_t* block, int n, const float* s,
+                        const ByteScratch& scratch, const CodeReaders& readers) {
+  if (args.v.nbits == 8) {
+    add_block_values<4>(args, block, n, s, scratch, readers.whole);
+  } else if (args.v.nbits == 7) {
+    add_block_values<2>(args, block, n, s, scratch, readers.v);
+  } else {
+    add_block_values<1>(args, block, n, s, scratch, readers.v);
+  }
 }
 
 void attend_pq_bytes(const PqAttendArgs& args) {
@@ -325,6 +346,7 @@ void attend_pq_bytes(const PqAttendArgs& args) {
   if (args.n_tokens < kShortRun || (!k_bytes && !v_bytes)) return attend_pq_tables(args);
   const PqScratch scratch(args);
   const ByteScratch bytes(args, scratch.rest);
+  const CodeReaders readers(args);
   HeadPlan plans[kMaxQueryHeads];
   build_tables(args, scratch.tables);
   if (k_bytes)
@@ -339,18 +361,12 @@ void attend_pq_bytes(const PqAttendArgs& args) {
     const uint8_t* k_block = args.k.blocks[t / kPqBlock];
     const uint8_t* v_block = args.v.blocks[t / kPqBlock];
     if (k_bytes) {
-      with_regs(args.k.nbits, [&](auto regs) {
-        const CodeReader<regs.value != 4> reader(args.k.nbits);
-        block_scores<regs.value>(args, k_block, n, scratch, bytes.passes, plans, reader);
-      });
+      score_block(args, k_block, n, scratch, bytes.passes, plans, readers);
     } else {
       table_scores(args, k_block, n, scratch.tables, scratch.codes, scratch.scores);
     }
     if (v_bytes) {
-      with_regs(args.v.nbits, [&](auto regs) {
-        const CodeReader<regs.value != 4> reader(args.v.nbits);
-        add_block_values<regs.value>(args, v_block, n, scratch.scores, bytes, reader);
-      });
+      value_block(args, v_block, n, scratch.scores, bytes, readers);
     } else {
       block_weights(args, n, scratch.scores);
       table_values(args, v_block, n, scratch.scores, scratch.codes);

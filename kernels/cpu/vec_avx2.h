@@ -160,11 +160,11 @@ template <BlockType kType>
 struct A8Group {
   __m256i q, start = _mm256_setzero_si256();
   F d, eighth_sum = zero();
-  explicit A8Group(const BlockA8* x)
-      : q(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(x->q))), d(set1(x->d)) {
+  explicit A8Group(const BlockA8* const* x)
+      : q(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(x[0]->q))), d(set1(x[0]->d)) {
     if constexpr (code_offset(kType) != 0)
       start = _mm256_sub_epi32(start, dot4(_mm256_set1_epi8(code_offset(kType)), q));
-    if constexpr (has_minimum(kType)) eighth_sum = set1(x->sum * 0.125f);
+    if constexpr (has_minimum(kType)) eighth_sum = set1(x[0]->sum * 0.125f);
   }
 };
 

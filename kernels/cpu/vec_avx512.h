@@ -161,11 +161,11 @@ inline __m512i load32x2(const void* p, const void* q) {
       _mm256_loadu_si256(static_cast<const __m256i*>(q)), 1);
 }
 /// 16 bytes at byte `at` of each of four blocks.
-inline __m512i load16x4(const BlockA8* x, int at) {
-  const __m256i low =
-      _mm256_inserti128_si256(_mm256_castsi128_si256(load16(x[0].q + at)), load16(x[1].q + at), 1);
-  const __m256i high =
-      _mm256_inserti128_si256(_mm256_castsi128_si256(load16(x[2].q + at)), load16(x[3].q + at), 1);
+inline __m512i load16x4(const BlockA8* const* x, int at) {
+  const __m256i low = _mm256_inserti128_si256(_mm256_castsi128_si256(load16(x[0]->q + at)),
+                                              load16(x[1]->q + at), 1);
+  const __m256i high = _mm256_inserti128_si256(_mm256_castsi128_si256(load16(x[2]->q + at)),
+                                               load16(x[3]->q + at), 1);
   return _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
 }
 inline F set_quads(float a, float b, float c, float d) {
@@ -180,8 +180,10 @@ struct A8Group {
   static constexpr bool kMinimum = nibble_layout(kType).minimum >= 0;
   __m512i low, high, start = _mm512_setzero_si512();
   F d, quarter_sum = zero();
-  explicit A8Group(const BlockA8* x)
-      : low(load16x4(x, 0)), high(load16x4(x, 16)), d(set_quads(x[0].d, x[1].d, x[2].d, x[3].d)) {
+  explicit A8Group(const BlockA8* const* x)
+      : low(load16x4(x, 0)),
+        high(load16x4(x, 16)),
+        d(set_quads(x[0]->d, x[1]->d, x[2]->d, x[3]->d)) {
     constexpr int kOffset = nibble_layout(kType).offset;
     if constexpr (kOffset != 0) {
       const __m512i ones = _mm512_set1_epi8(kOffset);
@@ -190,18 +192,18 @@ struct A8Group {
     }
     // Each of the four lanes of a block adds a quarter of minimum * sum.
     if constexpr (kMinimum)
-      quarter_sum = set_quads(x[0].sum, x[1].sum, x[2].sum, x[3].sum) * set1(0.25f);
+      quarter_sum = set_quads(x[0]->sum, x[1]->sum, x[2]->sum, x[3]->sum) * set1(0.25f);
   }
 };
 template <>
 struct A8Group<BlockType::kQ8_0> {
   __m512i low, high, start_low, start_high;
   F d_low, d_high;
-  explicit A8Group(const BlockA8* x)
-      : low(load32x2(x[0].q, x[1].q)),
-        high(load32x2(x[2].q, x[3].q)),
-        d_low(set_octets(x[0].d, x[1].d)),
-        d_high(set_octets(x[2].d, x[3].d)) {
+  explicit A8Group(const BlockA8* const* x)
+      : low(load32x2(x[0]->q, x[1]->q)),
+        high(load32x2(x[2]->q, x[3]->q)),
+        d_low(set_octets(x[0]->d, x[1]->d)),
+        d_high(set_octets(x[2]->d, x[3]->d)) {
     const __m512i offset = _mm512_set1_epi8(static_cast<char>(128));
     const __m512i none = _mm512_setzero_si512();
     start_low = _mm512_sub_epi32(none, _mm512_dpbusd_epi32(none, offset, low));

@@ -18,27 +18,30 @@ inline Bytes load_bytes(const uint8_t* p) { return load64(p); }
 inline __mmask64 first64(int n) { return n < 64 ? (uint64_t{1} << n) - 1 : ~uint64_t{0}; }
 
 /// Loads 64 codes of a run as bytes. Packed codes: 8 codes are nbits bytes; they are spread to one
-/// 64-bit lane and each code is picked at its bit offset.
+/// 64-bit lane and each code is picked at its bit offset. Chunks whose 64-byte load would leave the
+/// run are taken from its last 64 bytes.
 template <bool kPacked>
 struct CodeReader {
-  int nbits;
-  __mmask64 bytes;
-  Bytes spread, shifts, mask;
-  explicit CodeReader(int bits)
-      : nbits(bits),
-        bytes(first64(8 * bits)),
-        mask(_mm512_set1_epi8(static_cast<char>((1 << bits) - 1))) {
-    alignas(64) uint8_t at[64], shift[64];
-    for (int i = 0; i < 64; ++i) {
-      at[i] = static_cast<uint8_t>((i / 8 * bits + (i % 8 < bits ? i % 8 : 0)) & 63);
-      shift[i] = static_cast<uint8_t>(i % 8 * bits);
+  static constexpr int kChunks = kPqBlock / kByteLanes;
+  alignas(64) uint8_t spread[kPacked ? kChunks : 1][64];
+  int start[kChunks];
+  Bytes shifts, mask;
+  explicit CodeReader(int nbits) : mask(_mm512_set1_epi8(static_cast<char>((1 << nbits) - 1))) {
+    if (!kPacked || nbits > 7) return;
+    alignas(64) uint8_t shift[64];
+    for (int i = 0; i < 64; ++i) shift[i] = static_cast<uint8_t>(i % 8 * nbits);
+    shifts = load64(shift);
+    for (int c = 0; c < kChunks; ++c) {
+      const int chunk_at = 8 * nbits * c, last = 8 * nbits * kChunks - 64;
+      start[c] = chunk_at < last ? chunk_at : last;
+      for (int i = 0; i < 64; ++i)
+        spread[c][i] =
+            static_cast<uint8_t>(chunk_at - start[c] + i / 8 * nbits + (i % 8 < nbits ? i % 8 : 0));
     }
-    spread = load64(at), shifts = load64(shift);
   }
   Bytes load(const uint8_t* run, int chunk) const {
     if constexpr (!kPacked) return load64(run + kByteLanes * chunk);
-    const Bytes packed = _mm512_maskz_loadu_epi8(bytes, run + 8 * nbits * chunk);
-    const Bytes lanes = _mm512_permutexvar_epi8(spread, packed);
+    const Bytes lanes = _mm512_permutexvar_epi8(load64(spread[chunk]), load64(run + start[chunk]));
     return _mm512_and_si512(_mm512_multishift_epi64_epi8(shifts, lanes), mask);
   }
 };

@@ -76,7 +76,7 @@ constexpr int kGemvRows = 4;  ///< rows that share the activations in registers
 template <BlockType kType>
 struct A8Group {
   const BlockA8* x;
-  explicit A8Group(const BlockA8* blocks) : x(blocks) {}
+  explicit A8Group(const BlockA8* const* blocks) : x(blocks[0]) {}
 };
 
 template <bool kFifth>

@@ -90,34 +90,59 @@ void quantize_a8(const float* x, int n, BlockA8* y) {
   }
 }
 
-/// Products of kRows rows: each group of activations is prepared once for all of them.
+constexpr BlockA8 kZeroActivations = {};
+
+/// acc[r] += one group of kRows rows that begin `row_bytes` apart.
+template <BlockType kType, int kRows>
+inline void gemv_group(const uint8_t* w, std::size_t row_bytes, const BlockA8* const* x, F* acc) {
+  const A8Group<kType> group(x);  // prepared once for all rows
+  for (int r = 0; r < kRows; ++r)
+    acc[r] = group_dot<kType>(w + static_cast<std::size_t>(r) * row_bytes, group, acc[r]);
+}
+
+/// The last `rest` blocks of rows that are no multiple of a group. Long rows read their last group
+/// again, against zeros where it was counted before; short ones are copied and padded.
+template <BlockType kType, int kRows>
+inline void gemv_rest(const uint8_t* rows, std::size_t row_bytes, int n_blocks, int rest,
+                      const BlockA8* x, F* acc) {
+  constexpr std::size_t kBytes = block_shape(kType).bytes;
+  const bool padded = n_blocks < kGroupBlocks;
+  const BlockA8* part[kGroupBlocks];
+  for (int i = 0; i < kGroupBlocks; ++i) {
+    const int block = padded ? i : n_blocks - kGroupBlocks + i;
+    part[i] = block >= n_blocks - rest && block < n_blocks ? x + block : &kZeroActivations;
+  }
+  if (!padded) {
+    const std::size_t skipped = static_cast<std::size_t>(n_blocks - kGroupBlocks);
+    return gemv_group<kType, kRows>(rows + skipped * kBytes, row_bytes, part, acc);
+  }
+  for (int r = 0; r < kRows; ++r) {
+    uint8_t copy[kGroupBlocks * kBytes] = {};
+    __builtin_memcpy(copy, rows + static_cast<std::size_t>(r) * row_bytes,
+                     static_cast<std::size_t>(rest) * kBytes);
+    gemv_group<kType, 1>(copy, 0, part, acc + r);
+  }
+}
+
 template <BlockType kType, int kRows>
 inline void gemv_rows(const uint8_t* rows, std::size_t row_bytes, int n_blocks, const BlockA8* x,
                       float* y) {
   constexpr std::size_t kGroupBytes = kGroupBlocks * block_shape(kType).bytes;
-  F acc[kRows];
-  for (int r = 0; r < kRows; ++r) acc[r] = zero();
-  const int n_full = n_blocks / kGroupBlocks;
+  F acc[kRows < 4 ? 4 : kRows];
+  for (F& sum : acc) sum = zero();
+  const int n_full = n_blocks / kGroupBlocks, rest = n_blocks % kGroupBlocks;
   for (int i = 0; i < n_full; ++i) {
-    const A8Group<kType> group(x + i * kGroupBlocks);
-    const uint8_t* at = rows + static_cast<std::size_t>(i) * kGroupBytes;
-    for (int r = 0; r < kRows; ++r)
-      acc[r] = group_dot<kType>(at + static_cast<std::size_t>(r) * row_bytes, group, acc[r]);
+    const BlockA8* group[kGroupBlocks];
+    for (int b = 0; b < kGroupBlocks; ++b) group[b] = x + i * kGroupBlocks + b;
+    gemv_group<kType, kRows>(rows + static_cast<std::size_t>(i) * kGroupBytes, row_bytes, group,
+                             acc);
   }
-  if (const int rest = n_blocks - n_full * kGroupBlocks; rest > 0) {
-    // The last blocks go through zero-padded copies, so nothing beyond the row is read.
-    BlockA8 x_pad[kGroupBlocks] = {};
-    for (int i = 0; i < rest; ++i) x_pad[i] = x[n_full * kGroupBlocks + i];
-    const A8Group<kType> group(x_pad);
-    const uint8_t* at = rows + static_cast<std::size_t>(n_full) * kGroupBytes;
-    for (int r = 0; r < kRows; ++r) {
-      uint8_t w_pad[kGroupBytes] = {};
-      __builtin_memcpy(w_pad, at + static_cast<std::size_t>(r) * row_bytes,
-                       static_cast<std::size_t>(rest) * block_shape(kType).bytes);
-      acc[r] = group_dot<kType>(w_pad, group, acc[r]);
-    }
-  }
-  for (int r = 0; r < kRows; ++r) y[r] = reduce_add(acc[r]);
+  if (rest > 0) gemv_rest<kType, kRows>(rows, row_bytes, n_blocks, rest, x, acc);
+  // One reduction for every row, so that a row's bits do not depend on the rows around it.
+  float sums[kRows < 4 ? 4 : kRows];
+  for (int r = 0; r < kRows; r += 4)
+    reduce_add4(sums + r, acc[r], acc[r + 1], acc[r + 2], acc[r + 3]);
+  for (int r = 0; r < kRows; ++r) y[r] = sums[r];
 }
 
 template <BlockType kType>
