@@ -9,7 +9,8 @@ set -euo pipefail
 # ocl-icd-opencl-dev: the package file of libdnnl-dev asks for OpenCL but does not depend on it.
 packages=(
   g++ cmake ninja-build pkg-config git ca-certificates
-  libfaiss-dev libopenblas-dev libeigen3-dev libhdf5-dev libdnnl-dev ocl-icd-opencl-dev libpcre2-dev libssl-dev
+  libfaiss-dev libopenblas-dev libeigen3-dev libhdf5-dev libdnnl-dev ocl-icd-opencl-dev
+  libpcre2-dev libssl-dev
   libcli11-dev libfmt-dev libspdlog-dev libtomlplusplus-dev nlohmann-json3-dev
   libbenchmark-dev catch2 bats
   python3 python3-pip python3-numpy python3-matplotlib python3-h5py
