@@ -12,6 +12,10 @@ import collections
 
 import common
 from common import plt
+from matplotlib.ticker import LogLocator, NullFormatter
+
+MAX_PPL_RATIO = 4    # perplexities beyond this many times fp16's are drawn at the upper edge
+NO_DIVERGENCE = 1e-6  # KL of a cache that is exact up to rounding; it would stretch the axis
 
 
 def pareto(points):
@@ -50,12 +54,20 @@ def panel(axes, rows, name, title, reference):
     axes.set_ylabel(title)
     axes.set_yscale("log")
     axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_locator(LogLocator(base=2, subs=(1, 1.5)))
     axes.xaxis.set_major_formatter("{x:g}")
-    if name == "perplexity":  # less than a decade: plain numbers at the minor ticks too
+    if reference is not None:
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.2, 1.5, 2, 3, 4, 6, 8)))
         axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
     axes.margins(x=0.12, y=0.1)
     axes.set_title(name)
+
+
+def clip(rows, limit):
+    """Rows with values beyond `limit` moved to it, and the moved ones with their true values."""
+    kept = [row if row[1] <= limit else (row[0], limit, None, row[3]) for row in rows]
+    return kept, [(row[0], row[1], row[3]) for row in rows if row[1] > limit]
 
 
 def rows_of(records, metric):
@@ -72,8 +84,19 @@ def draw(records, group, out, sources):
     protocol, context, _ = group
     perplexity, divergence = rows_of(records, "ppl"), rows_of(records, "kl")
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2))
-    fp16 = [row[1] for row in perplexity if row[3] == "fp16"]
-    panel(left, perplexity, "perplexity", "perplexity (lower is better)", fp16[0] if fp16 else None)
+    # Error of the difference to fp16, token by token: the text's own spread is common to all rows.
+    paired = {r["method"]: common.metric(r, "ppl_increase_percent")[1] for r in records}
+    divergence = [row for row in divergence if row[1] > NO_DIVERGENCE]
+    fp16 = next((row[1] for row in perplexity if row[3] == "fp16"), None)
+    beyond = []
+    if fp16:
+        perplexity = [(b, v, fp16 * paired[m] / 100 if paired.get(m) is not None else e, m)
+                      for b, v, e, m in perplexity]
+        perplexity, beyond = clip(perplexity, MAX_PPL_RATIO * fp16)
+    panel(left, perplexity, "perplexity", "perplexity (lower is better)", fp16)
+    for bits, value, _ in beyond:
+        left.annotate(f"↑ {value:.0f}", (bits, MAX_PPL_RATIO * fp16), fontsize=6.5, ha="right",
+                      xytext=(-4, -8), textcoords="offset points")
     if divergence:
         panel(right, divergence, "divergence from fp16",
               "mean KL divergence to fp16 (nats per token)", None)
@@ -84,7 +107,8 @@ def draw(records, group, out, sources):
     figure.suptitle(f"protocol {protocol}, windows of {context} tokens", fontsize=9)
     common.save(figure, f"{out}-{protocol}-{context}",
                 f"Quality against memory, protocol {protocol}, windows of {context} tokens, "
-                f"{len(perplexity)} methods. Bars are one standard error. The dashed line is fp16, "
+                f"{len(perplexity)} methods. Bars: one standard error of the "
+                "difference to fp16. The dashed line is fp16, "
                 "the grey line joins the methods that no other beats in both bits and quality.",
                 sources)
 
