@@ -33,7 +33,8 @@ inline void fill_row(int row, uint64_t seed, int64_t token, float* out) {
 /// [n][row] f32 rows that no calibration set holds.
 inline std::vector<float> rows(const KvGeometry& g, int n, uint64_t seed = 5) {
   std::vector<float> x(static_cast<size_t>(n) * g.row());
-  for (int t = 0; t < n; ++t) fill_row(g.row(), seed, t, x.data() + static_cast<int64_t>(t) * g.row());
+  for (int t = 0; t < n; ++t)
+    fill_row(g.row(), seed, t, x.data() + static_cast<int64_t>(t) * g.row());
   return x;
 }
 

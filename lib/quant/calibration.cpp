@@ -30,7 +30,8 @@ AlignedVector<float> calibration_rows(const CalibrationSet& data, KvKind kind, i
                       "calibration {} of layer {}, head {}, token {} holds {} in channel {}; "
                       "expected finite values: check the model file and dump again",
                       kind == KvKind::kKey ? "keys" : "values", layer, head, t, rows[at + i], i);
-    // rotate_to and not move: stored keys of every frame carry YaRN's magnitude, even at position 0.
+    // rotate_to and not move: stored keys of every frame carry YaRN's magnitude, even at position
+    // 0.
     if (kind == KvKind::kKey)
       g.rope.rotate_to(rows.data() + at, 1, d, frame.position(data.position(t)));
   }

@@ -23,8 +23,8 @@ namespace {
 /// FAISS warns below this many rows per centroid: cells then follow single rows.
 constexpr int64_t kRowsPerCentroid = 39;
 
-/// Exhaustive search over a few short centroids with the encoder that later writes the codes, so that
-/// training and encoding agree on the nearest centroid and on ties.
+/// Exhaustive search over a few short centroids with the encoder that later writes the codes, so
+/// that training and encoding agree on the nearest centroid and on ties.
 class EncoderIndex final : public faiss::Index {
  public:
   explicit EncoderIndex(int dsub) : faiss::Index(dsub) {}
@@ -151,26 +151,34 @@ void transpose(const float* __restrict centroids, int K, int dsub, float* __rest
 
 int n_codebooks(CodebookScope scope, const KvGeometry& g) {
   switch (scope) {
-    case CodebookScope::kModel: return 1;
-    case CodebookScope::kLayer: return g.n_layers;
-    case CodebookScope::kHead: return g.n_layers * g.n_kv_heads;
+    case CodebookScope::kModel:
+      return 1;
+    case CodebookScope::kLayer:
+      return g.n_layers;
+    case CodebookScope::kHead:
+      return g.n_layers * g.n_kv_heads;
   }
   return 0;
 }
 
 int codebook_index(CodebookScope scope, const KvGeometry& g, int layer, int head) {
   switch (scope) {
-    case CodebookScope::kModel: return 0;
-    case CodebookScope::kLayer: return layer;
-    case CodebookScope::kHead: return layer * g.n_kv_heads + head;
+    case CodebookScope::kModel:
+      return 0;
+    case CodebookScope::kLayer:
+      return layer;
+    case CodebookScope::kHead:
+      return layer * g.n_kv_heads + head;
   }
   return 0;
 }
 
 std::string codebook_name(CodebookScope scope, const KvGeometry& g, int index) {
   switch (scope) {
-    case CodebookScope::kModel: return "model";
-    case CodebookScope::kLayer: return fmt::format("L{:02}", index);
+    case CodebookScope::kModel:
+      return "model";
+    case CodebookScope::kLayer:
+      return fmt::format("L{:02}", index);
     case CodebookScope::kHead:
       return fmt::format("L{:02}.H{}", index / g.n_kv_heads, index % g.n_kv_heads);
   }
@@ -213,12 +221,18 @@ void train_kmeans(const float* x, int64_t n, int dsub, int K, int iters, uint64_
 }
 
 void transpose_centroids(const float* centroids, int K, int dsub, float* out) {
-  switch (dsub) {  // a constant width lets the compiler de-interleave with shuffles: 3-5 times faster
-    case 1: return transpose<1>(centroids, K, dsub, out);
-    case 2: return transpose<2>(centroids, K, dsub, out);
-    case 4: return transpose<4>(centroids, K, dsub, out);
-    case 8: return transpose<8>(centroids, K, dsub, out);
-    default: return transpose<0>(centroids, K, dsub, out);
+  switch (
+      dsub) {  // a constant width lets the compiler de-interleave with shuffles: 3-5 times faster
+    case 1:
+      return transpose<1>(centroids, K, dsub, out);
+    case 2:
+      return transpose<2>(centroids, K, dsub, out);
+    case 4:
+      return transpose<4>(centroids, K, dsub, out);
+    case 8:
+      return transpose<8>(centroids, K, dsub, out);
+    default:
+      return transpose<0>(centroids, K, dsub, out);
   }
 }
 

@@ -15,11 +15,11 @@ namespace million {
 enum class CodebookScope { kModel, kLayer, kHead };
 
 struct PqParams {
-  int M = 32;          ///< subspaces; divides head_dim
-  int nbits = 8;       ///< bits of a code
+  int M = 32;     ///< subspaces; divides head_dim
+  int nbits = 8;  ///< bits of a code
   CodebookScope scope = CodebookScope::kHead;
-  int iters = 12;      ///< Lloyd iterations
-  int max_rows = 65536; ///< training rows of one codebook; more are subsampled
+  int iters = 12;        ///< Lloyd iterations
+  int max_rows = 65536;  ///< training rows of one codebook; more are subsampled
   uint64_t seed = 1234;
 
   int K() const { return 1 << nbits; }
@@ -43,8 +43,8 @@ int codebook_index(CodebookScope scope, const KvGeometry& geometry, int layer, i
 /// Name of a codebook in files: "model", "L00", "L00.H0".
 std::string codebook_name(CodebookScope scope, const KvGeometry& geometry, int index);
 
-/// Trains all codebooks of one kind. Rows are keys in `frame` (or values), sinks left out; a codebook
-/// with more than max_rows rows takes an equal random share of each (layer, head).
+/// Trains all codebooks of one kind. Rows are keys in `frame` (or values), sinks left out; a
+/// codebook with more than max_rows rows takes an equal random share of each (layer, head).
 /// Bit-identical for equal input whatever the thread count.
 /// Error(kBadInput) when a codebook has fewer rows than K; one warning when fewer than 39 K.
 /// Cost      O(iters * rows * K * head_dim) per codebook; parallel over codebooks or subspaces.

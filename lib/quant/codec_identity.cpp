@@ -26,8 +26,10 @@ T attribute(const Json& object, const char* key) {
   try {
     return it->get<T>();
   } catch (const Json::exception&) {
-    fail(ErrorCode::kBadInput, "codebook: attribute '{}' is {}, of the wrong type; train the "
-         "codebooks again", key, it->dump());
+    fail(ErrorCode::kBadInput,
+         "codebook: attribute '{}' is {}, of the wrong type; train the "
+         "codebooks again",
+         key, it->dump());
   }
 }
 
@@ -62,7 +64,8 @@ void CodecIdentity::loaded_from(const TensorBag& bag) {
   const auto check = [&](const char* what, const Json& got, const Json& expected) {
     MILLION_REQUIRE(got == expected, ErrorCode::kBadInput,
                     "codebook for {}: its {} is {}, expected {}; load the matching file or train "
-                    "again", spec_, what, got.dump(), expected.dump());
+                    "again",
+                    spec_, what, got.dump(), expected.dump());
   };
   check("codec", attribute<Json>(bag.attributes, "spec"), spec_);
   check("kind", attribute<Json>(bag.attributes, "kind"), kind_name(kind_));
@@ -87,8 +90,9 @@ const NamedTensor& require_tensor(const TensorBag& bag, const std::string& name,
   for (const std::size_t extent : shape) n *= extent;
   MILLION_REQUIRE(it->second.shape == shape && it->second.data.size() == n, ErrorCode::kBadInput,
                   "codebook: tensor '{}' has shape [{}] and {} values, expected [{}]; train the "
-                  "codebooks again", name, fmt::join(it->second.shape, ", "),
-                  it->second.data.size(), fmt::join(shape, ", "));
+                  "codebooks again",
+                  name, fmt::join(it->second.shape, ", "), it->second.data.size(),
+                  fmt::join(shape, ", "));
   for (const float x : it->second.data)
     MILLION_REQUIRE(std::isfinite(x), ErrorCode::kBadInput,
                     "codebook: tensor '{}' holds {}; expected finite values: train again", name, x);

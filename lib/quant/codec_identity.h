@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// What every codec carries besides its parameters: its canonical text, the cache it was made for and
-// where its training came from; written to and checked against the attributes of a codebook file.
+// What every codec carries besides its parameters: its canonical text, the cache it was made for
+// and where its training came from; written to and checked against the attributes of a codebook
+// file.
 #pragma once
 
 #include "lib/quant/codec.h"

@@ -4,7 +4,8 @@
 //
 //   keys    zero and range of a channel from two-sided percentiles of the calibration data; a value
 //           outside is an outlier, so their number varies from token to token
-//   values  the n_side lowest and highest of a token's row are outliers, by rank; range and zero (f16)
+//   values  the n_side lowest and highest of a token's row are outliers, by rank; range and zero
+//   (f16)
 //           of the rest are stored with the token
 //   both    u = (x - zero) / range in [-1, 1] goes to the nearest of 2^bits levels
 // Differs: lib/quant/README.md.
@@ -193,14 +194,15 @@ class LayerTrainer {
   }
 
  private:
-  /// Importance of a value's error: F_ii of the loss where gradients are given. Substitute for keys:
-  /// the second moment of the query channel, the gradient of the scores; for values: 1.
+  /// Importance of a value's error: F_ii of the loss where gradients are given. Substitute for
+  /// keys: the second moment of the query channel, the gradient of the scores; for values: 1.
   double weight(int64_t row, int c) const {
     if (gradient_) {
       const double w = gradient_[tokens_[row] * p_.row() + c];
       MILLION_REQUIRE(std::isfinite(w) && w >= 0, ErrorCode::kBadInput,
                       "calibration gradients of layer {}, token {}, channel {} are {}; expected "
-                      "finite squares", layer_, tokens_[row], c, w);
+                      "finite squares",
+                      layer_, tokens_[row], c, w);
       return w;
     }
     if (p_.keys() && !data_.q_second_moment.empty()) return data_.q_second_moment[layer_][c];
@@ -212,7 +214,8 @@ class LayerTrainer {
     std::vector<float> column(n_), sorted;
     for (int64_t t = 0; t < n_; ++t) column[t] = rows[t * p_.head_dim + c % p_.head_dim];
     sorted = column;
-    const float low = quantile(sorted, p_.outliers / 2), high = quantile(sorted, 1 - p_.outliers / 2);
+    const float low = quantile(sorted, p_.outliers / 2),
+                high = quantile(sorted, 1 - p_.outliers / 2);
     const float zero = 0.5f * (high + low), range = 0.5f * (high - low);
     layer->zero.push_back(zero);
     layer->range.push_back(range);
@@ -273,8 +276,8 @@ class KvQuantCodec final : public Codec {
   TensorBag save() const override;
   void load(const TensorBag& bag) override;
 
-  /// As the paper counts: bits, 16 + 16 bits of scale and zero per value row, 32 bits per outlier and
-  /// 32 bits of row pointer per token where there are outliers.
+  /// As the paper counts: bits, 16 + 16 bits of scale and zero per value row, 32 bits per outlier
+  /// and 32 bits of row pointer per token where there are outliers.
   double nominal_bits() const override {
     const double row = p_.row();
     double bits = p_.bits;
@@ -315,7 +318,8 @@ void KvQuantCodec::train(const CalibrationSet& data, int sinks) {
   for (int64_t t = 0; t < data.n_tokens; ++t) n += data.position(t) >= sinks;
   MILLION_REQUIRE(n >= min_rows(), ErrorCode::kBadInput,
                   "{}: {} calibration rows beyond the sinks, needs at least {}; give a longer "
-                  "calibration text", id_.spec(), n, min_rows());
+                  "calibration text",
+                  id_.spec(), n, min_rows());
   auto layers = std::make_shared<std::vector<KvQuantLayer>>(id_.geometry().n_layers);
   parallel_for(id_.geometry().n_layers, [&](int64_t l) {
     check_interrupted();

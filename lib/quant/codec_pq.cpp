@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Product quantization as in MILLION (arXiv 2504.03661): a row of head_dim values is cut into M
-// subvectors, each stored as the number of its nearest centroid. M * nbits / head_dim bits per value
-// and no metadata per token. Codes are packed as kernels/layout.h says, so attend_pq reads them.
+// subvectors, each stored as the number of its nearest centroid. M * nbits / head_dim bits per
+// value and no metadata per token. Codes are packed as kernels/layout.h says, so attend_pq reads
+// them.
 #include "kernels/ops.h"
 #include "lib/core/error.h"
 #include "lib/core/parallel.h"
@@ -18,8 +19,8 @@ namespace {
 /// Below this many tokens starting threads costs more than encoding.
 constexpr int kParallelTokens = 16;
 
-/// Writes codes to places [begin, begin + n) of a run. Eight codes fill nbits whole bytes, so all but
-/// the ends go through an accumulator instead of single bits.
+/// Writes codes to places [begin, begin + n) of a run. Eight codes fill nbits whole bytes, so all
+/// but the ends go through an accumulator instead of single bits.
 void pack_run(uint8_t* run, int nbits, int begin, int n, const uint16_t* codes) {
   int i = 0;
   for (; i < n && (begin + i) % 8 != 0; ++i) pq_set(run, nbits, begin + i, codes[i]);
@@ -50,11 +51,16 @@ void decode_run(const uint8_t* run, int nbits, int begin, int n, const float* ce
 using DecodeRun = void (*)(const uint8_t*, int, int, int, const float*, int, float*, int);
 DecodeRun decode_run_for(int dsub) {
   switch (dsub) {
-    case 1: return decode_run<1>;
-    case 2: return decode_run<2>;
-    case 4: return decode_run<4>;
-    case 8: return decode_run<8>;
-    default: return decode_run<0>;
+    case 1:
+      return decode_run<1>;
+    case 2:
+      return decode_run<2>;
+    case 4:
+      return decode_run<4>;
+    case 8:
+      return decode_run<8>;
+    default:
+      return decode_run<0>;
   }
 }
 
@@ -121,9 +127,9 @@ class PqStore final : public CodeStore {
 
  private:
   struct Head {
-    const float* centroids = nullptr;          ///< [M][K][dsub]
+    const float* centroids = nullptr;            ///< [M][K][dsub]
     std::vector<AlignedVector<uint8_t>> blocks;  ///< layout.h
-    std::vector<const uint8_t*> pointers;      ///< to the blocks, as kernels want them
+    std::vector<const uint8_t*> pointers;        ///< to the blocks, as kernels want them
   };
 
   void grow(Head& head, int64_t n_tokens) {

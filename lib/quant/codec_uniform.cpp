@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// Uniform scalar quantization, the family of baselines: x ~ (q - bias) * scale + zero with q of 2 to 8
-// bits. Formulas of KIVI (arXiv 2402.02750, section 3) and of the common symmetric form.
+// Uniform scalar quantization, the family of baselines: x ~ (q - bias) * scale + zero with q of 2
+// to 8 bits. Formulas of KIVI (arXiv 2402.02750, section 3) and of the common symmetric form.
 //
 //   axis=token            a group is `group` neighbouring channels of one token and head
 //   axis=channel          a group is `group` consecutive tokens of one channel (KIVI's keys)
 //   axis=channel,group=0  one range per channel for the whole model run, from calibration
 //
-// Scale and zero are halves; codes are chosen with the rounded scale, so the error of rounding it is
-// part of the quantizer and not added on top.
+// Scale and zero are halves; codes are chosen with the rounded scale, so the error of rounding it
+// is part of the quantizer and not added on top.
 #include "kernels/half.h"
 #include "lib/core/error.h"
 #include "lib/core/parallel.h"
@@ -22,7 +22,7 @@
 namespace million {
 namespace {
 
-constexpr int kRowGrain = 32;         ///< tokens a thread takes at least
+constexpr int kRowGrain = 32;           ///< tokens a thread takes at least
 constexpr int64_t kMinStaticRows = 32;  ///< rows below which a static range is noise
 constexpr int kMaxHeadDim = 1024;
 
@@ -80,8 +80,7 @@ class TokenStore final : public CodeStore {
     parallel_ranges(n, kRowGrain, [&](int64_t begin, int64_t end) {
       for (int64_t t = begin; t < end; ++t)
         for (int h = 0; h < p_.n_heads; ++h)
-          encode_row(x + (t * p_.n_heads + h) * p_.head_dim,
-                     codes_.at(first + t) + h * row_bytes_,
+          encode_row(x + (t * p_.n_heads + h) * p_.head_dim, codes_.at(first + t) + h * row_bytes_,
                      scales_.at(first + t) + h * head_halves_);
     });
   }
@@ -271,7 +270,8 @@ class UniformCodec final : public Codec {
     }
     MILLION_REQUIRE(by_channel_ || d % p_.group == 0, ErrorCode::kUsage,
                     "codec uniform: group={} does not divide head_dim {}; give a divisor, as "
-                    "group={}", p_.group, d, d);
+                    "group={}",
+                    p_.group, d, d);
     if (options.word("rope", "post|pre") == "pre") frame_.type = KeyFrame::Type::kPreRope;
   }
 
@@ -299,8 +299,8 @@ class UniformCodec final : public Codec {
 
  private:
   std::vector<std::size_t> tensor_shape() const {
-    return {static_cast<std::size_t>(id_.geometry().n_layers),
-            static_cast<std::size_t>(p_.n_heads), static_cast<std::size_t>(p_.head_dim)};
+    return {static_cast<std::size_t>(id_.geometry().n_layers), static_cast<std::size_t>(p_.n_heads),
+            static_cast<std::size_t>(p_.head_dim)};
   }
 
   CodecIdentity id_;
@@ -325,7 +325,8 @@ void UniformCodec::train(const CalibrationSet& data, int sinks) {
     const int64_t n = static_cast<int64_t>(rows.size()) / d;
     MILLION_REQUIRE(n >= kMinStaticRows, ErrorCode::kBadInput,
                     "{}: {} calibration rows beyond the sinks, needs at least {}; give a longer "
-                    "calibration text", id_.spec(), n, kMinStaticRows);
+                    "calibration text",
+                    id_.spec(), n, kMinStaticRows);
     for (int i = 0; i < d; ++i) {
       float low = rows[i], high = rows[i];
       for (int64_t t = 1; t < n; ++t) {

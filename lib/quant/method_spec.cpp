@@ -30,10 +30,10 @@ std::optional<int> cache_option(std::string_view item, std::string_view key, int
   const std::string_view digits = item.substr(std::min(item.size(), key.size() + 1));
   int value = -1;
   const auto [end, status] = std::from_chars(digits.data(), digits.data() + digits.size(), value);
-  MILLION_REQUIRE(status == std::errc() && end == digits.data() + digits.size() && value >= 0 &&
-                      value <= high, ErrorCode::kUsage,
-                  "method: '{}': expected {} as an integer from 0 to {} (tokens kept exact)", item,
-                  key, high);
+  MILLION_REQUIRE(
+      status == std::errc() && end == digits.data() + digits.size() && value >= 0 && value <= high,
+      ErrorCode::kUsage, "method: '{}': expected {} as an integer from 0 to {} (tokens kept exact)",
+      item, key, high);
   MILLION_REQUIRE(!before, ErrorCode::kUsage, "method: option '{}' is given twice", key);
   return value;
 }

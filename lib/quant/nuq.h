@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Non-uniform quantization of normalized values: 2^bits signposts in [-1, 1] that minimise a weighted
-// squared error, and KVQuant's Q-Norm (arXiv 2401.18079, sections 3.3 and 3.6).
+// Non-uniform quantization of normalized values: 2^bits signposts in [-1, 1] that minimise a
+// weighted squared error, and KVQuant's Q-Norm (arXiv 2401.18079, sections 3.3 and 3.6).
 #pragma once
 
 #include <cstdint>
@@ -43,10 +43,10 @@ class NuqHistogram {
   int64_t size() const { return n_; }
 
   /// The best `n_levels` signposts for the weighted squared error over this histogram: dynamic
-  /// programming, exact up to the bins, so without start values or iterations. With Q-Norm the decoded
-  /// levels are scaled and shifted so that mean and deviation of the decoded data match the data's.
-  /// Deterministic. Source: KVQuant 3.3 (the released code runs Lloyd from k-means++ instead); solver
-  /// as in Wang and Song, "Ckmeans.1d.dp", 2011, with monotone split points.
+  /// programming, exact up to the bins, so without start values or iterations. With Q-Norm the
+  /// decoded levels are scaled and shifted so that mean and deviation of the decoded data match the
+  /// data's. Deterministic. Source: KVQuant 3.3 (the released code runs Lloyd from k-means++
+  /// instead); solver as in Wang and Song, "Ckmeans.1d.dp", 2011, with monotone split points.
   NuqTable solve(int n_levels, bool qnorm) const;
 
  private:

@@ -52,9 +52,9 @@ Options::Options(std::string_view owner, std::span<const OptionInfo> known, std:
     MILLION_REQUIRE(i < entries_.size(), ErrorCode::kUsage,
                     "codec {}: unknown option '{}'; known options: {}", owner_, key,
                     known_keys(known));
-    MILLION_REQUIRE(equals != std::string_view::npos && equals + 1 < item.size(),
-                    ErrorCode::kUsage, "codec {}: option '{}' has no value; write {}=VALUE ({})",
-                    owner_, key, key, entries_[i].info->values);
+    MILLION_REQUIRE(equals != std::string_view::npos && equals + 1 < item.size(), ErrorCode::kUsage,
+                    "codec {}: option '{}' has no value; write {}=VALUE ({})", owner_, key, key,
+                    entries_[i].info->values);
     MILLION_REQUIRE(!given[i], ErrorCode::kUsage,
                     "codec {}: option '{}' is given twice; known options: {}", owner_, key,
                     known_keys(known));
@@ -97,8 +97,8 @@ std::string Options::word(std::string_view key, std::string_view allowed) const 
     if (rest.substr(0, bar) == e.value) return e.value;
     rest = bar == std::string_view::npos ? std::string_view() : rest.substr(bar + 1);
   }
-  fail(ErrorCode::kUsage, "codec {}: {}={}: expected one of {} ({})", owner_, key, e.value,
-       allowed, e.info->help);
+  fail(ErrorCode::kUsage, "codec {}: {}={}: expected one of {} ({})", owner_, key, e.value, allowed,
+       e.info->help);
 }
 
 const std::string& Options::text(std::string_view key) const { return entry(key).value; }

@@ -13,7 +13,8 @@ void SparseRows::append(std::span<const OutlierEntry> row) {
   const int64_t first = entries_.size(), n = static_cast<int64_t>(row.size());
   MILLION_REQUIRE(first + n <= std::numeric_limits<uint32_t>::max(), ErrorCode::kNoResources,
                   "kvquant: a layer holds {} outliers, the most that 32-bit row pointers reach; "
-                  "use a shorter context or a smaller outlier fraction", first);
+                  "use a shorter context or a smaller outlier fraction",
+                  first);
   entries_.grow(n);
   for (int64_t i = 0; i < n; ++i) *entries_.at(first + i) = row[i];
   ends_.grow(1);

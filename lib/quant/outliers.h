@@ -37,11 +37,12 @@ class SparseRows {
   BlockArray<uint32_t> ends_;  ///< [n_rows] one past the row's last entry
 };
 
-/// Marks the n_side lowest and the n_side highest of x [n]; equal values are ranked by index, so the
-/// number of marks never depends on ties. outlier [n] is 1 where marked. scratch [n].
+/// Marks the n_side lowest and the n_side highest of x [n]; equal values are ranked by index, so
+/// the number of marks never depends on ties. outlier [n] is 1 where marked. scratch [n].
 void mark_by_rank(const float* x, int n, int n_side, std::vector<int>* scratch, uint8_t* outlier);
 
-/// The q-quantile of values, 0 <= q <= 1, linear between neighbours (numpy's default). Reorders values.
+/// The q-quantile of values, 0 <= q <= 1, linear between neighbours (numpy's default). Reorders
+/// values.
 float quantile(std::span<float> values, double q);
 
 }  // namespace million
