@@ -75,7 +75,8 @@ TEST_CASE("token ids equal the reference in every golden case") {
     CHECK(t.encode(text, true) == c["ids_special"].get<std::vector<int32_t>>());
     if (c["round_trip"].get<bool>()) CHECK(t.decode(t.encode(text)) == text);
   }
-  for (const Json& c : golden("logits.json")["texts"]) {
+  const Json texts = golden("logits.json")["texts"];
+  for (const Json& c : texts) {
     const bool chat = c["name"] == "chat";
     CHECK(t.encode(c["text"].get<std::string>(), chat) == c["ids"].get<std::vector<int32_t>>());
   }
