@@ -16,7 +16,9 @@
 #include <cerrno>
 #include <charconv>
 #include <csignal>
+#include <cstdio>
 #include <cstring>
+#include <filesystem>
 #include <new>
 
 namespace million {
@@ -35,7 +37,8 @@ std::string version_text() {
   std::string text =
       fmt::format("million {} (commit {}{}, {}, {})\nfeatures: isa {}", build.version, build.commit,
                   build.dirty ? ", modified" : "", build.compiler, build.build_type, isa_name());
-  for (const auto& [name, version] : library_versions().items())
+  const Json libraries = library_versions();
+  for (const auto& [name, version] : libraries.items())
     text += fmt::format(", {} {}", name, version.get<std::string>());
   return text + ", cuda off\n";
 }
@@ -156,10 +159,19 @@ void print_out(std::string_view text) {
 }
 
 void write_output(const std::string& path, std::string_view text) {
-  if (path == "-")
-    print_out(text);
-  else if (!path.empty())
-    write_file_atomic(path, text);
+  if (path.empty()) return;
+  if (path == "-") return print_out(text);
+  std::error_code ignored;
+  const auto kind = std::filesystem::status(path, ignored).type();
+  if (kind == std::filesystem::file_type::regular || kind == std::filesystem::file_type::not_found)
+    return write_file_atomic(path, text);
+  // A device or pipe is written in place: a rename would replace it.
+  std::FILE* out = std::fopen(path.c_str(), "wb");
+  const bool written = out && std::fwrite(text.data(), 1, text.size(), out) == text.size();
+  const bool closed = out && std::fclose(out) == 0;
+  MILLION_REQUIRE(written && closed,
+                  errno == ENOSPC ? ErrorCode::kNoResources : ErrorCode::kBadInput,
+                  "cannot write {}: {}", path, std::strerror(errno));
 }
 
 std::vector<int> parse_ranges(const std::string& text, int limit, const char* flag) {

@@ -59,6 +59,7 @@ DumpMeta small_meta(int n_tokens = 100) {
   meta.model = "tiny";
   meta.model_sha256 = "m";
   meta.tokenizer = "gpt-2";
+  meta.compute = "f32";
   meta.text_name = "text.txt";
   meta.context = 40;
   meta.seed = 7;

@@ -155,6 +155,7 @@ void DumpWriter::Impl::write_attributes(const DumpMeta& meta) {
   file->set_attribute("context", int64_t{meta.context});
   file->set_attribute("n_tokens", meta.n_tokens);
   file->set_attribute("dtype", std::string("float16"));
+  file->set_attribute("compute", meta.compute);
   file->set_attribute("seed", static_cast<int64_t>(meta.seed));
   file->set_attribute("commit", build_info().commit);
 }
@@ -315,6 +316,7 @@ void DumpReader::Impl::read_selection() {
   meta.text_name = file.text_attribute("text_name");
   meta.text_sha256 = file.text_attribute("text_sha256");
   meta.tokenizer = file.text_attribute("tokenizer");
+  meta.compute = file.text_attribute("compute");
   meta.context = static_cast<int>(bounded("context", 1, kMaxTokens - 1));
   meta.n_tokens = bounded("n_tokens", 1, kMaxTokens - 1);
   meta.seed = static_cast<uint64_t>(file.int_attribute("seed"));

@@ -41,6 +41,7 @@ inline bool is_query_side(DumpTensor t) {
 struct DumpMeta {
   KvGeometry geometry;  ///< of the model, whatever part is stored
   std::string model, model_sha256, tokenizer;
+  std::string compute;  ///< arithmetic of the run that produced the rows, e.g. "f32"
   std::string text_name;
   std::string text_sha256;  ///< tokens_sha256() of `tokens`
   int context = 0;          ///< window length; row t stands at position t % context
