@@ -34,6 +34,9 @@ struct Decoder::Impl {
         magnitude(model->config.geometry().rope.magnitude()) {
     MILLION_REQUIRE(o.chunk >= 1, ErrorCode::kUsage, "--chunk: got {}, expected at least 1",
                     o.chunk);
+    const ModelConfig& c = config();
+    const int widest = std::max({c.d_model, c.d_ff, c.n_heads * c.head_dim});
+    a8.resize(static_cast<size_t>(widest) / kBlockValues + 1);
   }
 
   const ModelConfig& config() const { return model->config; }
@@ -75,7 +78,6 @@ void Decoder::Impl::resize(int n) {
   const size_t dense = static_cast<size_t>(std::min(n, kDenseRows)) * c.d_ff;
   gate.resize(dense);
   up.resize(dense);
-  a8.resize(static_cast<size_t>(std::max({c.d_model, c.d_ff, c.n_heads * c.head_dim})) / 32 + 1);
 }
 
 void Decoder::Impl::embed(std::span<const int32_t> tokens) {
