@@ -11,3 +11,7 @@
 #else
 #define MILLION_HD
 #endif
+
+/// Inner kernels are inlined into the loops around them: GCC then unrolls their short loops early
+/// enough to keep small arrays of vectors in registers.
+#define MILLION_INLINE inline __attribute__((always_inline))

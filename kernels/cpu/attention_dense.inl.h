@@ -26,8 +26,8 @@ struct F32Rows {
 
 /// s[h][t] = q[h] . k[t] for n <= kTile tokens; s [kHeads][kTile], lanes beyond n may be written.
 template <class Rows, int kHeads>
-inline void score_tile(const typename Rows::Value* k, int head_dim, int n, const float* q,
-                       float* s) {
+MILLION_INLINE void score_tile(const typename Rows::Value* k, int head_dim, int n, const float* q,
+                               float* s) {
   for (int t = 0; t < n; t += 4) {
     const typename Rows::Value* row[4];
     for (int j = 0; j < 4; ++j)
@@ -58,8 +58,8 @@ inline void score_tile(const typename Rows::Value* k, int head_dim, int n, const
 
 /// acc[h][column...] += sum_t p[h][t] v[t][column...] for kColumns vectors of columns.
 template <class Rows, int kHeads, int kColumns>
-inline void value_columns(const typename Rows::Value* v, int head_dim, int n, const float* p,
-                          float* acc) {
+MILLION_INLINE void value_columns(const typename Rows::Value* v, int head_dim, int n,
+                                  const float* p, float* acc) {
   F sum[kHeads][kColumns];
   for (int h = 0; h < kHeads; ++h)
     for (int c = 0; c < kColumns; ++c) sum[h][c] = load(acc + h * head_dim + c * kLanes);

@@ -74,7 +74,7 @@ void unpack_codes(const uint8_t* run, int nbits, int n, uint16_t* codes) {
 /// Splits kCount vectors of interleaved rows (kCount values a row) into columns, column j at
 /// out[j].
 template <int kCount>
-inline void split_columns(const F* in, F* out, int out_step) {
+MILLION_INLINE void split_columns(const F* in, F* out, int out_step) {
   if constexpr (kCount == 1) {
     out[0] = in[0];
   } else {
@@ -87,8 +87,8 @@ inline void split_columns(const F* in, F* out, int out_step) {
 
 /// table[g][c] = q[g] . centroid c for one subspace; K % kLanes == 0.
 template <int kDsub>
-inline void table_columns(const PqAttendArgs& args, const float* q, const float* centroids, int K,
-                          float* table, std::size_t table_stride) {
+MILLION_INLINE void table_columns(const PqAttendArgs& args, const float* q, const float* centroids,
+                                  int K, float* table, std::size_t table_stride) {
   for (int c = 0; c < K; c += kLanes) {
     F rows[kDsub], column[kDsub];
     for (int j = 0; j < kDsub; ++j)
@@ -156,8 +156,8 @@ void table_scores(const PqAttendArgs& args, const uint8_t* block, int n, const f
 
 /// acc[h][i] += sum_t p[h][t] centroid[code(t)][i] for one subspace and kHeads heads.
 template <int kHeads>
-inline void gather_values(const float* centroids, int dsub, const uint16_t* codes, int n,
-                          const float* p, float* acc, int head_dim) {
+MILLION_INLINE void gather_values(const float* centroids, int dsub, const uint16_t* codes, int n,
+                                  const float* p, float* acc, int head_dim) {
   for (int j = 0; j < dsub; ++j) {
     F sum[kHeads];
     for (int h = 0; h < kHeads; ++h) sum[h] = zero();

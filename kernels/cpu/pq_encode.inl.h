@@ -9,7 +9,8 @@ namespace {
 
 /// Squared distances of kLanes (or fewer) centroids to the row; lanes from `valid` on are infinite.
 template <int kDsub, bool kPart>
-inline F centroid_distances(const float* x, const float* cent_t, int K, int dsub, int valid) {
+MILLION_INLINE F centroid_distances(const float* x, const float* cent_t, int K, int dsub,
+                                    int valid) {
   F sum = zero();
   const int n = kDsub > 0 ? kDsub : dsub;
   for (int j = 0; j < n; ++j) {
@@ -22,8 +23,8 @@ inline F centroid_distances(const float* x, const float* cent_t, int K, int dsub
 
 /// kRows rows at once: their chains of comparisons are independent.
 template <int kDsub, int kRows>
-inline void encode_rows(const float* x, std::size_t stride, const float* cent_t, int K, int dsub,
-                        uint16_t* codes) {
+MILLION_INLINE void encode_rows(const float* x, std::size_t stride, const float* cent_t, int K,
+                                int dsub, uint16_t* codes) {
   ArgMin nearest[kRows];
   int c = 0;
   for (; c + kLanes <= K; c += kLanes)

@@ -10,6 +10,10 @@ namespace {
 
 using Bytes = __m512i;  ///< 64 tokens of one subspace
 constexpr int kByteLanes = 64;
+// Accumulators carry their lane type: GCC copies registers around loops whose variables change
+// between __m512i and the type of the instruction.
+using Words = unsigned short __attribute__((vector_size(64)));
+using Ints = int __attribute__((vector_size(64)));
 
 inline Bytes no_bytes() { return _mm512_setzero_si512(); }
 inline Bytes load_bytes(const uint8_t* p) { return load64(p); }
@@ -71,20 +75,23 @@ struct ByteTable {
 /// Sums of bytes for 64 tokens in 16 bits. `all` sums the words (even + 256 odd, mod 2^16), which
 /// saves a mask for each byte vector; the even tokens follow at the end.
 struct TokenSums {
-  Bytes all = _mm512_setzero_si512(), odd = _mm512_setzero_si512();
+  Words all = {}, odd = {};
   void add(Bytes x) {
-    all = _mm512_add_epi16(all, x);
-    odd = _mm512_add_epi16(odd, _mm512_srli_epi16(x, 8));
+    all += reinterpret_cast<Words>(x);
+    odd += reinterpret_cast<Words>(_mm512_srli_epi16(x, 8));
   }
   void shift_left(int bits) {
     const __m128i count = _mm_cvtsi32_si128(bits);
-    all = _mm512_sll_epi16(all, count);
-    odd = _mm512_sll_epi16(odd, count);
+    all = reinterpret_cast<Words>(_mm512_sll_epi16(reinterpret_cast<Bytes>(all), count));
+    odd = reinterpret_cast<Words>(_mm512_sll_epi16(reinterpret_cast<Bytes>(odd), count));
   }
   /// s[t] = bias + scale * sum of token t.
   void store(float* s, float scale, float bias) const {
-    const Bytes even = _mm512_sub_epi16(all, _mm512_slli_epi16(odd, 8));
-    const Bytes low = _mm512_unpacklo_epi16(even, odd), high = _mm512_unpackhi_epi16(even, odd);
+    const Bytes odd_words = reinterpret_cast<Bytes>(odd);
+    const Bytes even =
+        _mm512_sub_epi16(reinterpret_cast<Bytes>(all), _mm512_slli_epi16(odd_words, 8));
+    const Bytes low = _mm512_unpacklo_epi16(even, odd_words),
+                high = _mm512_unpackhi_epi16(even, odd_words);
     const Bytes first_half =
         _mm512_permutex2var_epi64(low, _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11), high);
     const Bytes second_half =
@@ -103,22 +110,30 @@ struct TokenSums {
 };
 
 /// acc + sums of four products of unsigned weights and signed values, per 32-bit lane.
-inline Bytes dot_bytes(Bytes acc, Bytes weights, Bytes values) {
-  return _mm512_dpbusd_epi32(acc, weights, values);
+inline Ints dot_bytes(Ints acc, Bytes weights, Bytes values) {
+  return reinterpret_cast<Ints>(_mm512_dpbusd_epi32(reinterpret_cast<Bytes>(acc), weights, values));
 }
 /// 256 high + low as floats: the lanes stay below 2^24 * 16, so the error is 2^-24 relative.
-inline F join_bytes(Bytes high, Bytes low) {
+inline F join_bytes(Ints high_ints, Ints low_ints) {
+  const Bytes high = reinterpret_cast<Bytes>(high_ints), low = reinterpret_cast<Bytes>(low_ints);
   return vfma(_mm512_cvtepi32_ps(high), set1(256.0f), _mm512_cvtepi32_ps(low));
 }
 
 inline F vfloor(F x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC); }
+inline void store16(uint8_t* p, __m128i x, int n) {
+  if (n == kLanes) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), x);
+  } else {
+    _mm_mask_storeu_epi8(p, first(n), x);
+  }
+}
 /// Nearest integers of the first n lanes, saturated to 0..255.
 inline void store_u8(uint8_t* p, F x, int n) {
   const __m512i i = _mm512_max_epi32(_mm512_cvtps_epi32(x), _mm512_setzero_si512());
-  _mm_mask_storeu_epi8(p, first(n), _mm512_cvtusepi32_epi8(i));
+  store16(p, _mm512_cvtusepi32_epi8(i), n);
 }
 inline void store_s8(uint8_t* p, F x, int n) {
-  _mm_mask_storeu_epi8(p, first(n), _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(x)));
+  store16(p, _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(x)), n);
 }
 /// 65535 x for weights 0 <= x <= 1 as high and low bytes; returns the integers to be summed.
 inline __m512i store_weights(uint8_t* high, uint8_t* low, F x) {

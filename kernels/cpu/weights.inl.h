@@ -94,7 +94,8 @@ constexpr BlockA8 kZeroActivations = {};
 
 /// acc[r] += one group of kRows rows that begin `row_bytes` apart.
 template <BlockType kType, int kRows>
-inline void gemv_group(const uint8_t* w, std::size_t row_bytes, const BlockA8* const* x, F* acc) {
+MILLION_INLINE void gemv_group(const uint8_t* w, std::size_t row_bytes, const BlockA8* const* x,
+                               F* acc) {
   const A8Group<kType> group(x);  // prepared once for all rows
   for (int r = 0; r < kRows; ++r)
     acc[r] = group_dot<kType>(w + static_cast<std::size_t>(r) * row_bytes, group, acc[r]);
@@ -125,8 +126,8 @@ inline void gemv_rest(const uint8_t* rows, std::size_t row_bytes, int n_blocks, 
 }
 
 template <BlockType kType, int kRows>
-inline void gemv_rows(const uint8_t* rows, std::size_t row_bytes, int n_blocks, const BlockA8* x,
-                      float* y) {
+MILLION_INLINE void gemv_rows(const uint8_t* rows, std::size_t row_bytes, int n_blocks,
+                              const BlockA8* x, float* y) {
   constexpr std::size_t kGroupBytes = kGroupBlocks * block_shape(kType).bytes;
   F acc[kRows < 4 ? 4 : kRows];
   for (F& sum : acc) sum = zero();
