@@ -78,7 +78,7 @@ int bench(const DecodeFlags& flags, const AppContext& context) {
   const double bandwidth = measure_read_bandwidth();
   const auto lanes = measure_speed(in->model, in->methods, text, plan);
   const bool to_file = !context.json.empty() && context.json != "-";
-  RecordFile file(to_file ? context.json : "/dev/null");
+  RecordFile file(to_file ? context.json : std::string());
   std::vector<Json> rows;
   for (size_t m = 0; m < lanes.size(); ++m)
     for (const DepthSpeed& d : lanes[m])

@@ -42,7 +42,7 @@ int run(const Flags& flags, const AppContext& context) {
   if (context.dry_run) return dry_run(*inputs, methods);
   EvalSession session(inputs->model, inputs->plan);
   const bool to_file = !context.json.empty() && context.json != "-";
-  RecordFile file(to_file ? context.json : "/dev/null");
+  RecordFile file(to_file ? context.json : std::string());
   std::vector<Json> rows;
   for (const MethodSpec& m : methods) {
     const Json* done = flags.force ? nullptr : file.find(session.describe(m).key());
