@@ -62,7 +62,7 @@ def main():
             axes = figure.add_subplot(len(layers), 3, 3 * row + column + 1, projection="3d")
             data, width = magnitudes(group[kind], args.head, args.tokens)
             draw(axes, data, width, f"layer {layer}, {title}")
-    figure.subplots_adjust(left=0.02, right=0.94, wspace=0.12, hspace=0.15)
+    figure.subplots_adjust(left=0.02, right=0.9, wspace=0.15, hspace=0.15)
     which = "all KV heads side by side" if args.head == "all" else f"KV head {args.head}"
     common.save(figure, args.out, f"Magnitude of the cache over tokens and channels, {which}. "
                 f"A point is the maximum over {width} tokens.", [args.dump])
