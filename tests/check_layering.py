@@ -38,7 +38,7 @@ HOMES = [
     (r"CLI/.*", ["apps/*"]),
     (r"(imm|x86|avx|[abepstwx]mm)[a-z0-9]*intrin\.h", ["kernels/cpu/vec_*"]),
     (r"(oneapi/dnnl/.*|dnnl.*)", ["lib/model/gemm.cpp", "lib/cache/*.cpp"]),
-    (r"pcre2.*", ["lib/model/tokenizer.cpp"]),
+    (r"pcre2.*", ["lib/model/pretokenizer.cpp"]),
     (r"Eigen/.*", ["lib/quant/*.cpp", "lib/analysis/*.cpp"]),
     (r"openssl/.*", ["lib/core/files.cpp"]),
     (r"nlohmann/json\.hpp", ["lib/core/json.h"]),

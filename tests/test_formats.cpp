@@ -231,6 +231,8 @@ TEST_CASE("string and array lengths") {
       CHECK_THAT(refusal_of([&](auto& f) { f.raw("a", 9, u32(type) + u64(n) + "xx"); }),
                  Contains("elements of a"));
   }
+  // One byte too long at the very end of the file.
+  CHECK_THAT(refusal_of([](auto& f) { f.raw("s", 8, u64(2) + "x"); }), Contains("only 1 are left"));
   // count * element size wraps to a small number
   CHECK_THAT(refusal_of([](auto& f) { f.raw("a", 9, u32(10) + u64((uint64_t{1} << 61) + 1)); }),
              Contains("elements of a"));

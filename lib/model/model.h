@@ -19,10 +19,10 @@ namespace million {
 class GgufFile;
 
 struct ModelConfig {
-  std::string arch;        ///< "llama", ... the key of the architecture table
+  std::string arch;  ///< "llama", ... the key of the architecture table
   std::string name;
   int n_layers = 0, d_model = 0, n_heads = 0, n_kv_heads = 0, head_dim = 0, d_ff = 0, n_vocab = 0;
-  int n_context = 0;       ///< trained context length
+  int n_context = 0;  ///< trained context length
   float rms_eps = 1e-5f;
   RopeParams rope;
   KvGeometry geometry() const;
@@ -63,10 +63,10 @@ class Model {
   AlignedVector<float> output_norm;
   std::vector<LayerWeights> layers;
   Tokenizer tokenizer;
-  std::string chat_template;   ///< Jinja text from the file, may be empty
+  std::string chat_template;  ///< Jinja text from the file, may be empty
   std::filesystem::path path;
-  std::string sha256;          ///< of the file
-  uint64_t weight_bytes = 0;   ///< bytes of all tensors as stored
+  std::string sha256;                   ///< of the file
+  uint64_t weight_bytes = 0;            ///< bytes of all tensors as stored
   std::shared_ptr<const void> mapping;  ///< keeps the file mapped
 };
 

@@ -14,10 +14,10 @@ namespace million {
 
 /// What a tokenizer is built from; filled by the model reader.
 struct TokenizerData {
-  std::string pre;                  ///< name of the pre-tokenizer, e.g. "smollm", "llama-bpe", "gpt-2"
+  std::string pre;  ///< name of the pre-tokenizer, e.g. "smollm", "llama-bpe", "gpt-2"
   std::vector<std::string> tokens;
-  std::vector<int32_t> types;       ///< GGUF token types: 1 normal, 3 control, 4 user defined, 6 byte
-  std::vector<std::string> merges;  ///< "left right" by rank
+  std::vector<int32_t> types;  ///< GGUF token types: 1 normal, 3 control, 4 user defined, 6 byte
+  std::vector<std::string> merges;                     ///< "left right" by rank
   int32_t bos = -1, eos = -1, eot = -1, unknown = -1;  ///< -1: none
   bool add_bos = false;
 };
