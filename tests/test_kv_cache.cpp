@@ -1,0 +1,316 @@
+// SPDX-License-Identifier: Apache-2.0
+// The cache against plain double-precision attention over rows that the test keeps itself, and its
+// promises: any split of a sequence gives one result, background encoding changes nothing, a token is
+// in exactly one of sinks, codes and window.
+#include "kernels/half.h"
+#include "lib/cache/encoder.h"
+#include "lib/cache/kv_cache.h"
+#include "lib/core/error.h"
+#include "lib/core/parallel.h"
+#include "lib/core/rng.h"
+
+#include <catch2/catch.hpp>
+
+#include <atomic>
+#include <chrono>
+#include <cmath>
+#include <cstring>
+#include <thread>
+
+using namespace million;
+
+namespace {
+
+constexpr int kTokens = 700;
+
+KvGeometry small_geometry() {
+  RopeParams rope;
+  rope.n_rot = 64;
+  return {2, 6, 2, 64, Rope(rope)};
+}
+
+/// Keys and values with the outlier channels that real caches have, queries near some keys so that
+/// the softmax is not flat.
+struct Rows {
+  KvGeometry g = small_geometry();
+  std::vector<AlignedVector<float>> q, k, v, k_pre;  // [layer] -> [token][heads][d]
+
+  explicit Rows(uint64_t seed, int n = kTokens) {
+    Rng rng(seed);
+    for (int l = 0; l < g.n_layers; ++l) {
+      AlignedVector<float> ql(static_cast<size_t>(n) * g.n_heads * g.head_dim);
+      AlignedVector<float> kl(static_cast<size_t>(n) * g.row()), vl(kl.size());
+      for (float& x : ql) x = static_cast<float>(rng.normal());
+      for (size_t i = 0; i < kl.size(); ++i) {
+        kl[i] = static_cast<float>(rng.normal() * (i % 64 == 5 ? 4.0 : 1.0));
+        vl[i] = static_cast<float>(rng.normal());
+      }
+      k_pre.push_back(kl);
+      for (int t = 0; t < n; ++t) {
+        g.rope.rotate_to(kl.data() + static_cast<int64_t>(t) * g.row(), g.n_kv_heads, 64, t);
+        g.rope.rotate_to(ql.data() + static_cast<int64_t>(t) * g.n_heads * 64, g.n_heads, 64, t);
+      }
+      q.push_back(std::move(ql));
+      k.push_back(std::move(kl));
+      v.push_back(std::move(vl));
+    }
+  }
+};
+
+CalibrationSet calibration(const Rows& rows, int n = kTokens) {
+  CalibrationSet set;
+  set.geometry = rows.g;
+  set.model_sha256 = "model";
+  set.text_sha256 = "text";
+  set.text_name = "random";
+  set.context = set.n_tokens = n;
+  for (int l = 0; l < rows.g.n_layers; ++l) {
+    const auto half = [](const AlignedVector<float>& x) {
+      AlignedVector<uint16_t> y(x.size());
+      for (size_t i = 0; i < x.size(); ++i) y[i] = float_to_half(x[i]);
+      return y;
+    };
+    set.k_pre.push_back(half(rows.k_pre[l]));
+    set.v.push_back(half(rows.v[l]));
+    set.q_second_moment.emplace_back(rows.g.row(), 1.0f);
+  }
+  return set;
+}
+
+Method make_method(const std::string& text, const Rows& rows) {
+  Method method;
+  method.spec = MethodSpec::parse(text);
+  const CalibrationSet set = calibration(rows);
+  const auto make = [&](const std::string& spec, KvKind kind) {
+    std::shared_ptr<Codec> codec = make_codec(spec, kind, rows.g);
+    if (codec->needs_training()) codec->train(set, method.spec.sinks);
+    return codec;
+  };
+  method.key_codec = make(method.spec.key_codec, KvKind::kKey);
+  method.value_codec = make(method.spec.value_codec, KvKind::kValue);
+  return method;
+}
+
+/// Runs all tokens in pieces; returns the outputs of the last layer [n][n_heads][d].
+AlignedVector<float> run(KvCache& cache, const Rows& rows, const std::vector<int>& pieces) {
+  const KvGeometry& g = rows.g;
+  const int64_t q_row = static_cast<int64_t>(g.n_heads) * g.head_dim;
+  AlignedVector<float> out;
+  int64_t done = 0;
+  for (int n : pieces) {
+    AlignedVector<float> part(static_cast<size_t>(n) * q_row);
+    for (int l = 0; l < g.n_layers; ++l)
+      cache.attend(l, rows.q[l].data() + done * q_row, rows.k[l].data() + done * g.row(),
+                   rows.v[l].data() + done * g.row(), n, part.data());
+    out.insert(out.end(), part.begin(), part.end());
+    done += n;
+  }
+  return out;
+}
+
+std::vector<int> ones(int n) { return std::vector<int>(n, 1); }
+
+double relative_difference(const AlignedVector<float>& a, const AlignedVector<float>& b) {
+  REQUIRE(a.size() == b.size());
+  double error = 0.0, norm = 0.0;
+  for (size_t i = 0; i < a.size(); ++i) {
+    error += (a[i] - b[i]) * (a[i] - b[i]);
+    norm += b[i] * b[i];
+  }
+  return std::sqrt(error / norm);
+}
+
+/// Plain causal attention of the last layer in double over f16-rounded rows.
+AlignedVector<float> plain_attention(const Rows& rows, int n) {
+  const KvGeometry& g = rows.g;
+  const int l = g.n_layers - 1;
+  AlignedVector<float> out(static_cast<size_t>(n) * g.n_heads * g.head_dim);
+  std::vector<double> p(n);
+  for (int i = 0; i < n; ++i)
+    for (int h = 0; h < g.n_heads; ++h) {
+      const int64_t kv = (h / g.group()) * g.head_dim;
+      const float* q = rows.q[l].data() + (static_cast<int64_t>(i) * g.n_heads + h) * g.head_dim;
+      double top = -1e300, sum = 0.0;
+      for (int t = 0; t <= i; ++t) {
+        p[t] = 0.0;
+        for (int c = 0; c < g.head_dim; ++c)
+          p[t] += q[c] * half_to_float(float_to_half(rows.k[l][t * g.row() + kv + c])) / 8.0;
+        top = std::max(top, p[t]);
+      }
+      for (int t = 0; t <= i; ++t) sum += p[t] = std::exp(p[t] - top);
+      for (int c = 0; c < g.head_dim; ++c) {
+        double o = 0.0;
+        for (int t = 0; t <= i; ++t)
+          o += p[t] / sum * half_to_float(float_to_half(rows.v[l][t * g.row() + kv + c]));
+        out[(static_cast<int64_t>(i) * g.n_heads + h) * g.head_dim + c] = static_cast<float>(o);
+      }
+    }
+  return out;
+}
+
+/// Methods whose stores work in every way a store can: exact, row by row, in groups of tokens,
+/// before RoPE, with outliers, keys and values apart.
+const std::vector<std::string> kMethods = {
+    "pq:M=32,nbits=6,sinks=4", "pq:M=16,nbits=5,rope=pre,sinks=4,window=32",
+    "uniform:bits=4,axis=token,group=64", "uniform:bits=4,axis=channel,group=32,window=16",
+    "kvquant:bits=3,outliers=0.01,sinks=1"};
+
+}  // namespace
+
+TEST_CASE("the fp16 cache is plain attention over f16 rows, chunked and one by one") {
+  const Rows rows(1);
+  const AlignedVector<float> expected = plain_attention(rows, kTokens);
+  const Method method = make_method("fp16", rows);
+  for (const auto& pieces : {std::vector<int>{kTokens}, std::vector<int>{300, 1, 399}, ones(kTokens)})
+    for (Protocol protocol : {Protocol::kDecodePath, Protocol::kAllDistorted}) {
+      KvCache cache(rows.g, method, protocol);
+      CHECK(relative_difference(run(cache, rows, pieces), expected) < 1e-5);
+      CHECK(cache.n_tokens() == kTokens);
+      CHECK(cache.bytes().window >= static_cast<uint64_t>(kTokens) * rows.g.row() * 2 * 2 * 2);
+    }
+}
+
+TEST_CASE("outputs do not depend on how a sequence is cut") {
+  const Rows rows(2);
+  for (const std::string& text : kMethods) {
+    INFO(text);
+    const Method method = make_method(text, rows);
+    KvCache whole(rows.g, method, Protocol::kDecodePath), parts(rows.g, method, Protocol::kDecodePath),
+        single(rows.g, method, Protocol::kDecodePath);
+    const AlignedVector<float> expected = run(whole, rows, {kTokens});
+    const AlignedVector<float> chunked = run(parts, rows, {64, 3, 200, 129, 304});
+    CHECK(std::memcmp(chunked.data(), expected.data(), expected.size() * sizeof(float)) == 0);
+    // Single steps sum in another order, and fused kernels may use 8-bit tables (kernels/README.md).
+    CHECK(relative_difference(run(single, rows, ones(kTokens)), expected) < 0.02);
+    CHECK(whole.bytes().codes == single.bytes().codes);
+    CHECK(whole.bytes().scales == single.bytes().scales);
+    CHECK(whole.bytes().outliers == single.bytes().outliers);
+  }
+}
+
+TEST_CASE("decoding through codes is near the exact output and not equal to it") {
+  const Rows rows(3);
+  const AlignedVector<float> exact = plain_attention(rows, kTokens);
+  for (const std::string& text : kMethods)
+    for (Protocol protocol : {Protocol::kDecodePath, Protocol::kAllDistorted}) {
+      INFO(text << " " << protocol_name(protocol));
+      KvCache cache(rows.g, make_method(text, rows), protocol);
+      const double error = relative_difference(run(cache, rows, {kTokens}), exact);
+      CHECK(error > 1e-3);
+      CHECK(error < 1.0);  // random rows are hard: no structure to learn
+    }
+}
+
+TEST_CASE("every token but the sinks and the window is coded, also those that came one at a time") {
+  const Rows rows(4);
+  const Method method = make_method("uniform:bits=8,axis=token,group=64,sinks=5,window=32", rows);
+  KvCache cache(rows.g, method, Protocol::kDecodePath);
+  run(cache, rows, ones(kTokens));
+  // Window 32, lag 8, blocks of 64: sealed = floor((700 - 5 - 32 - 8) / 64) * 64 = 640 tokens, so 55
+  // exact ones behind them, in segments of 64 that start where the codes end.
+  const uint64_t token = static_cast<uint64_t>(rows.g.row()) * 2 * 2 * rows.g.n_layers;
+  CHECK(cache.bytes().sinks == 5 * token);
+  CHECK(cache.bytes().window == 64 * token);
+  CHECK(cache.bytes().codes >= 640 * token / 2);
+  CHECK(cache.bytes().codes <= (640 + kPqBlock) * token / 2);
+}
+
+TEST_CASE("sinks and window are exact: with all tokens inside them the output is the exact one") {
+  const Rows rows(5);
+  const AlignedVector<float> exact = plain_attention(rows, kTokens);
+  for (const char* keep : {"sinks=700", "window=700", "sinks=300,window=400"})
+    for (Protocol protocol : {Protocol::kDecodePath, Protocol::kAllDistorted}) {
+      INFO(keep << " " << protocol_name(protocol));
+      const std::string text = std::string("uniform:bits=2,axis=token,group=64,") + keep;
+      KvCache cache(rows.g, make_method(text, rows), protocol);
+      CHECK(relative_difference(run(cache, rows, {kTokens}), exact) < 1e-5);
+    }
+}
+
+TEST_CASE("encoding in the background gives the bits of synchronous encoding") {
+  const Rows rows(6);
+  for (const std::string& text : kMethods) {
+    INFO(text);
+    const Method method = make_method(text, rows);
+    KvCache sync(rows.g, method, Protocol::kDecodePath, false);
+    KvCache async(rows.g, method, Protocol::kDecodePath, true);
+    std::vector<int> pieces = {200};
+    for (int i = 0; i < 500; ++i) pieces.push_back(1);
+    const AlignedVector<float> a = run(sync, rows, pieces), b = run(async, rows, pieces);
+    CHECK(std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0);
+  }
+}
+
+TEST_CASE("a cleared cache is a new one") {
+  const Rows rows(7);
+  for (bool async : {false, true}) {
+    KvCache cache(rows.g, make_method(kMethods[0], rows), Protocol::kDecodePath, async);
+    const AlignedVector<float> first = run(cache, rows, {500, 1, 1});
+    cache.clear();
+    CHECK(cache.n_tokens() == 0);
+    const AlignedVector<float> second = run(cache, rows, {500, 1, 1});
+    CHECK(std::memcmp(first.data(), second.data(), first.size() * sizeof(float)) == 0);
+  }
+}
+
+TEST_CASE("all-distorted with groups of tokens or a window refuses a second call") {
+  const Rows rows(8);
+  for (const char* text : {"uniform:bits=4,axis=channel,group=32",
+                           "uniform:bits=4,axis=token,group=64,window=16"}) {
+    KvCache cache(rows.g, make_method(text, rows), Protocol::kAllDistorted);
+    CHECK_THROWS_WITH(run(cache, rows, {100, 100}), Catch::Contains("one call"));
+  }
+  KvCache row_wise(rows.g, make_method("uniform:bits=4,axis=token,group=64", rows),
+                   Protocol::kAllDistorted);
+  KvCache whole(rows.g, make_method("uniform:bits=4,axis=token,group=64", rows),
+                Protocol::kAllDistorted);
+  CHECK(relative_difference(run(row_wise, rows, {100, 100, 500}), run(whole, rows, {700})) < 1e-5);
+}
+
+TEST_CASE("results do not depend on the number of threads") {
+  const Rows rows(9);
+  const Method method = make_method(kMethods[0], rows);
+  const int before = threads();
+  std::vector<AlignedVector<float>> results;
+  for (int n : {1, 2, 4}) {
+    set_threads(n);
+    KvCache cache(rows.g, method, Protocol::kDecodePath);
+    results.push_back(run(cache, rows, {300, 1, 1, 398}));
+  }
+  set_threads(before);
+  for (const auto& r : results)
+    CHECK(std::memcmp(r.data(), results[0].data(), r.size() * sizeof(float)) == 0);
+}
+
+TEST_CASE("measured bits come from allocated bytes and fall with the bits of the codes") {
+  const Rows rows(10);
+  double before = 17.0;
+  for (int bits : {8, 4, 2}) {
+    const std::string text = "uniform:axis=token,group=64,bits=" + std::to_string(bits);
+    KvCache cache(rows.g, make_method(text, rows), Protocol::kAllDistorted);
+    run(cache, rows, {kTokens});
+    CHECK(cache.measured_bits(false) >= bits + 0.5);  // scale and minimum of 64 values
+    CHECK(cache.measured_bits(false) < before);
+    before = cache.measured_bits(false);
+  }
+}
+
+TEST_CASE("a job that fails in the background is reported by the next wait") {
+  BlockEncoder encoder(true);
+  std::atomic<int> ran{0};
+  const auto job = [&](bool fails) {
+    EncodeJob j;
+    j.run = [&ran, fails](EncodeJob&) {
+      ++ran;
+      if (fails) fail(ErrorCode::kFailed, "job broke");
+    };
+    return j;
+  };
+  encoder.submit(job(false));
+  const int64_t ticket = encoder.submit(job(true));
+  CHECK_THROWS_WITH(encoder.wait(ticket), Catch::Contains("job broke"));
+  CHECK(ran == 2);
+  const int64_t last = encoder.submit(job(false));  // and the encoder works on
+  encoder.wait(last);
+  CHECK(ran == 3);
+}
