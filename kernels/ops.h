@@ -93,8 +93,8 @@ struct Ops {
   // --- attention ---
   void (*attend_f16)(const DenseAttendArgs& args);
   void (*attend_f32)(const DenseAttendF32Args& args);
-  /// f32 tables: 1e-5 of the output norm. AVX-512 with nbits <= 8 and 96 tokens or more: 8-bit tables,
-  /// score error 0.01 RMS, output within 2 % on random data (cpu/attention_pq_bytes.inl.h).
+  /// f32 tables: 1e-5 of the output norm. AVX-512 with nbits <= 8 and 96 tokens or more: 8-bit
+  /// tables, score error 0.01 RMS, output within 2 % on random data (cpu/attention_pq_bytes.inl.h).
   void (*attend_pq)(const PqAttendArgs& args);
   /// Prefill: one tile of scores s [rows][ld], of which columns [begin[r], end[r]) of row r are
   /// visible. s <- exp(scale * s - new max), 0 where not visible (all `cols` columns are written);
