@@ -95,11 +95,10 @@ struct KvCache::Impl {
 
   /// First position behind the codes that the query at position i sees.
   int64_t boundary(int64_t i) const {
-    const int64_t sinks = std::min<int64_t>(n_sinks(), i + 1);
-    if (exact) return sinks;
-    if (protocol == Protocol::kDecodePath)
-      return std::max(sinks, n_sinks() + sealed_of(i + 1, kVisibleLag));
-    return std::max(sinks, i + 1 - method.spec.window);
+    if (i < n_sinks()) return i + 1;
+    if (exact) return 0;
+    if (protocol == Protocol::kDecodePath) return n_sinks() + sealed_of(i + 1, kVisibleLag);
+    return std::max<int64_t>(n_sinks(), i + 1 - method.spec.window);
   }
 
   void append_exact(Layer& layer, const float* k, const float* v, int n) const;
