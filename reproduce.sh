@@ -44,6 +44,10 @@ stage() {
   shift
   say "$name: running, log in out/log/$name"
   "$@" >"out/log/$name" 2>&1 || status=$?
+  if [ "$status" = 130 ]; then
+    say "$name: interrupted; the same command goes on from here"
+    exit 130
+  fi
   if [ "$status" != 0 ]; then
     tail -n 40 "out/log/$name" >&2
     echo "reproduce.sh: stage $name failed with code $status; all of it: out/log/$name" >&2

@@ -2,7 +2,7 @@
 # Sourced by every experiments/*/run.sh: where things are, and run(), which logs what it runs.
 #
 # An experiment reads MODEL, EVAL_TEXT, CALIB_TEXT, BIN, OUT and PROFILE (quick | full) from the
-# environment; reproduce.sh sets them, and the defaults below let it run by hand.
+# environment, and shares trained codebooks in CODEBOOKS with the others; reproduce.sh sets them, and the defaults below let it run by hand.
 # shellcheck shell=bash disable=SC2034
 set -euo pipefail
 
@@ -15,6 +15,7 @@ experiment=$(basename "$(dirname "$(realpath "$0")")")
 : "${BIN:=build/release/apps}"
 : "${PROFILE:=quick}"
 : "${OUT:=out/$PROFILE/$experiment}"
+: "${CODEBOOKS:=$(dirname "$OUT")/codebooks}"
 export OMP_WAIT_POLICY=passive
 
 case "$PROFILE" in
@@ -37,6 +38,11 @@ run() {
   printf '%s\t%s\t%s\n' "$((SECONDS - begin))" "$status" "$program $*" >>"$OUT/commands.tsv"
   return "$status"
 }
+
+# Calibration of the experiments on trained methods: as configs/sweeps/$PROFILE.toml, so that codebooks
+# are trained once.
+calibration=(--calib-text "$CALIB_TEXT" --codebooks "$CODEBOOKS" --calib-context 2048
+  --calib-tokens "$(sed -n 's/^calib_tokens = \([0-9]*\).*/\1/p' "configs/sweeps/$PROFILE.toml")")
 
 # pick QUICK FULL: the one of this profile.
 pick() { if [ "$PROFILE" = full ]; then echo "$2"; else echo "$1"; fi; }
