@@ -25,7 +25,10 @@ void add_common(CLI::App& app, DecodeFlags& f) {
       ->capture_default_str()->group(method);
   app.add_option("--codebooks", f.codebooks, "folder of trained codebooks")->group(method);
   const char* run = "Run";
-  app.add_option("--compute", f.compute, "prefill: f32 | bf16x3 | bf16; exact = f32 everywhere")
+  app.add_option("--compute", f.compute, "prefill: f32 | bf16x3 | bf16; exact = f32 for single tokens too")
+      ->capture_default_str()->group(run);
+  app.add_option("--decode-compute", f.decode_compute,
+                 "single tokens: int8x2 (activations in two int8 terms) | int8 | exact")
       ->capture_default_str()->group(run);
   app.add_option("--chunk", f.chunk, "prompt tokens processed at once")
       ->capture_default_str()->group(run);
@@ -92,7 +95,7 @@ std::unique_ptr<DecodeInputs> load_decode_inputs(const DecodeFlags& f, const App
   inputs->seed = context.seed;
   const bool exact = f.compute == "exact";
   inputs->options = {exact ? PrefillCompute::kF32 : parse_compute(f.compute),
-                     exact ? DecodeCompute::kExact : DecodeCompute::kInt8, f.chunk};
+                     parse_decode_compute(exact ? "exact" : f.decode_compute), f.chunk};
   inputs->model = Model::load(f.model);
   CalibrationPlan plan{nullptr, f.calib_context, f.calib_tokens};
   if (!f.calib_text.empty()) {

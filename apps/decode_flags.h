@@ -16,7 +16,7 @@ namespace million {
 struct DecodeFlags {
   std::string command;  ///< generate | chat | bench
   std::string model, prompt, prompt_file, system, text, calib_text, codebooks, csv;
-  std::string compute = "f32", decode_compute = "int8";
+  std::string compute = "f32", decode_compute = "int8x2";
   std::vector<std::string> codecs;
   std::string codec_k, codec_v;
   int n_predict = 128, top_k = 0, chunk = 512, calib_tokens = 8192, calib_context = 2048;

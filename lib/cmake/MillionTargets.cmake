@@ -6,7 +6,7 @@ include(MillionDependencies)
 add_library(million_options INTERFACE)
 target_compile_features(million_options INTERFACE cxx_std_20)
 target_compile_options(million_options INTERFACE
-  "$<BUILD_INTERFACE:-Wall;-Wextra;-Wshadow;-Wno-psabi>"
+  "$<BUILD_INTERFACE:-Wall;-Wextra;-Wshadow;-Wno-psabi;-Wno-restrict;-Wno-maybe-uninitialized>"
   $<BUILD_INTERFACE:$<$<BOOL:${MILLION_WERROR}>:-Werror>>)
 target_include_directories(million_options INTERFACE
   $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}>

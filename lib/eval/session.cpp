@@ -39,6 +39,21 @@ PrefillCompute parse_compute(std::string_view text) {
   fail(ErrorCode::kUsage, "--compute: got '{}', expected f32, bf16x3 or bf16", text);
 }
 
+const char* decode_compute_name(DecodeCompute compute) {
+  switch (compute) {
+    case DecodeCompute::kInt8: return "int8";
+    case DecodeCompute::kInt8x2: return "int8x2";
+    case DecodeCompute::kExact: return "exact";
+  }
+  return "?";
+}
+
+DecodeCompute parse_decode_compute(std::string_view text) {
+  for (DecodeCompute c : {DecodeCompute::kInt8, DecodeCompute::kInt8x2, DecodeCompute::kExact})
+    if (text == decode_compute_name(c)) return c;
+  fail(ErrorCode::kUsage, "--decode-compute: got '{}', expected int8, int8x2 or exact", text);
+}
+
 struct EvalSession::Distortion {
   explicit Distortion(CapturedWindow w) : window(std::move(w)) {}
   CapturedWindow window;

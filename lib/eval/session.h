@@ -53,5 +53,8 @@ class EvalSession {
 const char* compute_name(PrefillCompute compute);
 /// "f32", "bf16x3", "bf16"; Error(kUsage) otherwise.
 PrefillCompute parse_compute(std::string_view text);
+const char* decode_compute_name(DecodeCompute compute);
+/// "int8", "int8x2", "exact"; Error(kUsage) otherwise.
+DecodeCompute parse_decode_compute(std::string_view text);
 
 }  // namespace million

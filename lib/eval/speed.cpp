@@ -135,7 +135,7 @@ RunRecord speed_record(const Model& model, const Method& method, const TokenText
               {"threads", threads()},
               {"chunk", plan.decoder.chunk},
               {"compute", compute_name(plan.decoder.prefill)},
-              {"decode", plan.decoder.decode == DecodeCompute::kInt8 ? "int8" : "exact"},
+              {"decode", decode_compute_name(plan.decoder.decode)},
               {"async_encode", plan.async_encode}};
   r.inputs = {{"model", model.config.name},
               {"model_sha256", model.sha256},

@@ -37,6 +37,8 @@ struct Decoder::Impl {
     const ModelConfig& c = config();
     const int widest = std::max({c.d_model, c.d_ff, c.n_heads * c.head_dim});
     a8.resize(static_cast<size_t>(widest) / kBlockValues + 1);
+    a8_rest.resize(a8.size());
+    remainder.resize(widest);
   }
 
   const ModelConfig& config() const { return model->config; }
@@ -50,6 +52,8 @@ struct Decoder::Impl {
   void dense_out(const LayerWeights& w, int n);
   void mlp_rows(const LayerWeights& w, int first, int n, bool single);
   void multiply(std::initializer_list<Product> products, const float* x);
+  void quantize(const float* from, int n);
+  void multiply_blocks(const Product& p, int64_t begin, int64_t end) const;
   void multiply_rows(const Product& p, const float* x, int64_t begin, int64_t end) const;
 
   std::shared_ptr<const Model> model;
@@ -61,7 +65,8 @@ struct Decoder::Impl {
   AlignedVector<float> x, h, q, k, v, attn, gate, up;
   AlignedVector<float> q_pre, k_pre;  // only filled for a probe
   AlignedVector<float> hidden;
-  std::vector<BlockA8> a8;
+  std::vector<BlockA8> a8, a8_rest;
+  AlignedVector<float> remainder;
 };
 
 void Decoder::Impl::resize(int n) {
@@ -117,13 +122,30 @@ void Decoder::Impl::rotate(float* rows, int n, int n_heads, int64_t first) const
   });
 }
 
+/// Block-quantized rows against the int8 activations; the second term meets rows that the first has
+/// just brought into the L1 cache.
+void Decoder::Impl::multiply_blocks(const Product& p, int64_t begin, int64_t end) const {
+  const WeightView& w = *p.w;
+  const auto gemv = [&](int64_t row, int64_t n, const std::vector<BlockA8>& input, float* y) {
+    ops().gemv_a8(w.type, w.row(static_cast<int>(row)), w.row_bytes(), static_cast<int>(n), w.cols,
+                  input.data(), y);
+  };
+  if (options.decode == DecodeCompute::kInt8) return gemv(begin, end - begin, a8, p.y + begin);
+  for (; begin < end; begin += kRowGrain) {
+    const int64_t n = std::min<int64_t>(kRowGrain, end - begin);
+    float rest[kRowGrain];
+    gemv(begin, n, a8, p.y + begin);
+    gemv(begin, n, a8_rest, rest);
+    for (int64_t i = 0; i < n; ++i) p.y[begin + i] += rest[i];
+  }
+}
+
 void Decoder::Impl::multiply_rows(const Product& p, const float* from, int64_t begin,
                                   int64_t end) const {
   const WeightView& w = *p.w;
   const bool blocks = block_shape(w.type).values == kBlockValues;
-  if (options.decode == DecodeCompute::kInt8 && blocks) {
-    ops().gemv_a8(w.type, w.row(static_cast<int>(begin)), w.row_bytes(),
-                  static_cast<int>(end - begin), w.cols, a8.data(), p.y + begin);
+  if (options.decode != DecodeCompute::kExact && blocks) {
+    multiply_blocks(p, begin, end);
     return;
   }
   thread_local AlignedVector<float> row;
@@ -134,10 +156,21 @@ void Decoder::Impl::multiply_rows(const Product& p, const float* from, int64_t b
   }
 }
 
+/// Activations as int8 blocks, and the remainder as blocks of its own.
+void Decoder::Impl::quantize(const float* from, int n) {
+  ops().quantize_a8(from, n, a8.data());
+  if (options.decode != DecodeCompute::kInt8x2) return;
+  for (int i = 0; i < n; ++i) {
+    const BlockA8& block = a8[i / kBlockValues];
+    remainder[i] = from[i] - block.d * static_cast<float>(block.q[i % kBlockValues]);
+  }
+  ops().quantize_a8(remainder.data(), n, a8_rest.data());
+}
+
 /// Products that share their input, as one loop over all output rows.
 void Decoder::Impl::multiply(std::initializer_list<Product> products, const float* from) {
-  if (options.decode == DecodeCompute::kInt8)
-    ops().quantize_a8(from, products.begin()->w->cols / kBlockValues * kBlockValues, a8.data());
+  if (options.decode != DecodeCompute::kExact)
+    quantize(from, products.begin()->w->cols / kBlockValues * kBlockValues);
   int64_t rows = 0;
   for (const Product& p : products) rows += p.w->rows;
   parallel_ranges(rows, kRowGrain, [&](int64_t begin, int64_t end) {

@@ -14,13 +14,15 @@
 namespace million {
 
 /// Arithmetic of the dense layers. Prefill: f32 exact, f32 through three bf16 products, bf16.
-/// Decode (one token): int8 activations or f32 (exact).
+/// Decode (one token) on block-quantized weights: int8 activations, int8 activations in two terms
+/// (x and what is left of it: the error of the first falls by two orders at the same weight traffic),
+/// or f32 (exact).
 enum class PrefillCompute { kF32, kBf16x3, kBf16 };
-enum class DecodeCompute { kInt8, kExact };
+enum class DecodeCompute { kInt8, kInt8x2, kExact };
 
 struct DecoderOptions {
   PrefillCompute prefill = PrefillCompute::kF32;
-  DecodeCompute decode = DecodeCompute::kInt8;
+  DecodeCompute decode = DecodeCompute::kInt8x2;
   int chunk = 512;  ///< tokens that forward() processes at once; results do not depend on it
 };
 
