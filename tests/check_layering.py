@@ -73,8 +73,8 @@ def check_include(path, quoted, header, report):
     if target and target != layer and target not in ALLOWED[layer]:
         report(f"{layer} may not include {header}: includes go down only")
     if quoted and layer == "apps" and header.startswith("apps/") and not (
-            header.startswith("apps/app_") or os.path.basename(header) == "app_main.h"):
-        report(f"an app includes {header}: apps share only app_*.h")
+            re.fullmatch(r"apps/(app_\w+|\w+_flags)\.h", header)):
+        report(f"an app includes {header}: programs share only app_*.h and *_flags.h")
     for pattern, homes in HOMES:
         if re.fullmatch(pattern, header) and not any(fnmatch.fnmatch(path, h) for h in homes):
             report(f"{header} has its home in {', '.join(homes) or 'tests'}")
