@@ -34,7 +34,10 @@ export BIN=build/release/apps
 export PYTHONDONTWRITEBYTECODE=1
 readonly results=out/$PROFILE stamps=out/$PROFILE/.stamps
 mapfile -t experiments < <(sed -n 's/^| \[\([0-9][0-9]_[a-z_]*\)\].*/\1/p' experiments/README.md)
-[ "${#experiments[@]}" -gt 0 ] || { echo "reproduce.sh: experiments/README.md lists none" >&2; exit 3; }
+if [ "${#experiments[@]}" = 0 ]; then
+  echo "reproduce.sh: experiments/README.md lists no experiment" >&2
+  exit 3
+fi
 
 say() { printf '== %s\n' "$*"; }
 
@@ -109,9 +112,10 @@ flock --nonblock 9 || { echo "reproduce.sh: another run is writing to out/" >&2;
 stage setup ./setup.sh
 stage configure cmake --preset release
 stage build cmake --build --preset release --parallel "$(nproc)"
-if [ "$MODEL" = data/models/SmolLM2-135M-Instruct.Q4_1.gguf ] ||
-  [ "$EVAL_TEXT$CALIB_TEXT" = data/text/handbook-evaluation.txtdata/text/handbook-calibration.txt ]; then
-  stage data data/fetch.sh
+# Our own files are checked; what the environment names instead is taken as it is.
+if [[ $MODEL == data/models/* ]]; then stage data data/fetch.sh --model; fi
+if [[ "$EVAL_TEXT $CALIB_TEXT" == *data/text/handbook* ]]; then
+  stage text data/fetch.sh --text
 fi
 python=$(find_python)
 

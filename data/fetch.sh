@@ -34,7 +34,8 @@ sha256_of() { sha256sum "$1" | cut -d' ' -f1; }
 # Succeeds when FILE is there with the sum that SUMS (default SHA256SUMS) names for it.
 is_good() {
   local file=$1 sums=${2:-SHA256SUMS}
-  [ -f "$file" ] && [ -f "$sums" ] && [ "$(sha256_of "$file")" = "$(expected_sha256 "$file" "$sums")" ]
+  [ -f "$file" ] && [ -f "$sums" ] &&
+    [ "$(sha256_of "$file")" = "$(expected_sha256 "$file" "$sums")" ]
 }
 
 # Runs "$@" up to $tries times with a pause that doubles.
@@ -110,7 +111,8 @@ download_handbook() {
   # The system's package lists first; where they are missing or old, private ones.
   (cd "$work/deb" && apt download "$handbook_package" >"$work/apt.log" 2>&1) ||
     { apt "${lists[@]}" update >>"$work/apt.log" 2>&1 &&
-      (cd "$work/deb" && apt "${lists[@]}" download "$handbook_package" >>"$work/apt.log" 2>&1); } ||
+      (cd "$work/deb" &&
+        apt "${lists[@]}" download "$handbook_package" >>"$work/apt.log" 2>&1); } ||
     { tail -n 3 "$work/apt.log" >&2; return 1; }
   handbook=$(find "$work/deb" -name '*.deb' -print -quit)
   [ -n "$handbook" ] && dpkg-deb --info "$handbook" >/dev/null

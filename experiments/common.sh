@@ -2,7 +2,8 @@
 # Sourced by every experiments/*/run.sh: where things are, and run(), which logs what it runs.
 #
 # An experiment reads MODEL, EVAL_TEXT, CALIB_TEXT, BIN, OUT and PROFILE (quick | full) from the
-# environment, and shares trained codebooks in CODEBOOKS with the others; reproduce.sh sets them, and the defaults below let it run by hand.
+# environment and shares trained codebooks in CODEBOOKS with the others; reproduce.sh sets some, the
+# defaults below let it run by hand.
 # shellcheck shell=bash disable=SC2034
 set -euo pipefail
 
@@ -39,8 +40,8 @@ run() {
   return "$status"
 }
 
-# Calibration of the experiments on trained methods: as configs/sweeps/$PROFILE.toml, so that codebooks
-# are trained once.
+# Calibration of the experiments on trained methods: as configs/sweeps/$PROFILE.toml, so that
+# codebooks are trained once.
 calibration=(--calib-text "$CALIB_TEXT" --codebooks "$CODEBOOKS" --calib-context 2048
   --calib-tokens "$(sed -n 's/^calib_tokens = \([0-9]*\).*/\1/p' "configs/sweeps/$PROFILE.toml")")
 

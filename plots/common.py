@@ -124,7 +124,8 @@ def family(text):
 def styles(names):
     """{family: (colour, marker, label)}; unknown families take spare colours in sorted order."""
     out, spare = {}, list(SPARE)
-    for name in sorted(set(names), key=lambda n: (list(FAMILIES).index(n) if n in FAMILIES else 99, n)):
+    known = list(FAMILIES)
+    for name in sorted(set(names), key=lambda n: (known.index(n) if n in known else 99, n)):
         if name in FAMILIES:
             out[name] = FAMILIES[name]
         else:

@@ -2,8 +2,8 @@
 """Expectations of an experiment against its results.
 
 experiments/*/expected.json holds
-  checks     what must come out, each with a name, the file it looks at (below the result folder) and
-             the source of the expectation; types:
+  checks     what must come out, each with a name, the file it looks at (below the result folder)
+             and the source of the expectation; types:
                order  metric of `methods` rises from the first to the last (best to worst)
                range  low <= metric of `method` <= high
                ratio  metric of `method` <= `at_most` times the metric of `reference`
@@ -47,8 +47,8 @@ def describe(check):
 
 
 def find(records, method, where=None):
-    """The record of a method text (see the module's head), or None. `where` holds config values that
-    must match too."""
+    """The record of a method text (see the module's head), or None. `where` holds config values
+    that must match too."""
     family, options = common.parse_method(method)
     fitting = []
     for record in records:
@@ -118,7 +118,8 @@ def judge(check, results):
     if check["type"] == "value":
         return Verdict(check, *judge_value(check, path))
     records = common.read_records([path])
-    return Verdict(check, *(judge_order if check["type"] == "order" else judge_number)(check, records))
+    judge_rows = judge_order if check["type"] == "order" else judge_number
+    return Verdict(check, *judge_rows(check, records))
 
 
 def load(experiments, profile):

@@ -6,7 +6,8 @@ import html
 import os
 
 STYLE = """
-body { font: 15px/1.5 sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
+body { font: 15px/1.5 sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem;
+       color: #222 }
 table { border-collapse: collapse; margin: .6rem 0; font-size: 13px; display: block;
         overflow-x: auto }
 th, td { border-bottom: 1px solid #ddd; padding: .2rem .6rem; text-align: left;

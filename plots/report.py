@@ -22,7 +22,8 @@ SKIPPED = [
     ("Llama-2-7B, Llama-3.1-8B and the paper's other models",
      "their weights are behind a licence that every user accepts alone, and they do not fit this "
      "machine's budget; give a GGUF file with MODEL=... to run them"),
-    ("WikiText-2, PTB, LongBench", "not fetched by default; data/README.md names sources and flags"),
+    ("WikiText-2, PTB, LongBench",
+     "not fetched by default; data/README.md names sources and flags"),
 ]
 
 
@@ -59,7 +60,8 @@ def add_origin(doc, records, profile):
     memory = machine.get("memory_bytes", 0) / 2**30
     doc.table(["what", "value"], [
         ["profile", profile],
-        ["commit", f"{origin.get('commit', 'unknown')}{dirty}, version {origin.get('version', '?')}"],
+        ["commit", f"{origin.get('commit', 'unknown')}{dirty}, "
+                   f"version {origin.get('version', '?')}"],
         ["machine", f"{machine.get('cpu', '?')}, {machine.get('cores', '?')} cores, "
                     f"{machine.get('isa', '?')}, {memory:.0f} GiB"],
         ["compiler", f"{origin.get('compiler', '?')}, {origin.get('build_type', '?')}"],
@@ -99,7 +101,8 @@ def add_quality_tables(doc, records):
         return
     doc.heading("Methods against bits")
     doc.text("Bits per stored value from allocated bytes: codes, scales, outliers, sinks, window; "
-             "the next column counts the codebooks too. ± is one standard error over blocks of text.")
+             "the next column counts the codebooks too. ± is one standard error over blocks of "
+             "text.")
     for (protocol, context, text), rows in sorted(groups.items(), key=str):
         doc.heading(f"protocol {protocol}, windows of {context} tokens, text {str(text)[:12]}", 3)
         table = []

@@ -57,7 +57,7 @@ ctest --preset "$preset" "${filter[@]}" "${excluded[@]}" --output-junit "$log/re
 echo "== not run"
 echo "- CUDA: this build has no CUDA part, every result is from the CPU"
 [ "$quick" = 0 ] || echo "- apps, consumer: left out by --quick"
-[ "$preset" = asan ] || echo "- AddressSanitizer and UndefinedBehaviorSanitizer: tests/run.sh --asan"
+[ "$preset" = asan ] || echo "- AddressSanitizer, UndefinedBehaviorSanitizer: tests/run.sh --asan"
 [ "$preset" = tsan ] || echo "- ThreadSanitizer on threads and cache: tests/run.sh --tsan"
 python=/usr/bin/python3
 [ -x "$python" ] || python=python3

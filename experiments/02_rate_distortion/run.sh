@@ -5,5 +5,5 @@
 source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
 
 run pq-sweep "$MODEL" --sweep "configs/sweeps/$PROFILE.toml" --text "$EVAL_TEXT" \
-  --calib-text "$CALIB_TEXT" --codebooks "$CODEBOOKS" --out "$OUT/sweep.jsonl" --csv "$OUT/sweep.csv" \
-  --markdown "$OUT/sweep.md"
+  --calib-text "$CALIB_TEXT" --codebooks "$CODEBOOKS" \
+  --out "$OUT/sweep.jsonl" --csv "$OUT/sweep.csv" --markdown "$OUT/sweep.md"

@@ -25,7 +25,8 @@ setup() { common_setup; }
       echo "<h1>Chapter  $i</h1><div class=\"para\">One &amp; <code>two</code>"
       echo ' three.</div><pre>a  b'; echo "  c$i</pre></body></html>"; } >"html/c$i.html"
   done
-  echo '<html><head><link rel="next" href="c1.html"/></head><body>front</body></html>' >html/index.html
+  echo '<html><head><link rel="next" href="c1.html"/></head><body>front</body></html>' \
+    >html/index.html
   "$python" "$root/data/handbook_text.py" html out
   [ "$(head -n 6 out/handbook-calibration.txt)" = $'Chapter 1\n\nOne & two three.\n\na  b\n  c1' ]
   run ! grep -qE 'Prev|front' out/handbook-*.txt
