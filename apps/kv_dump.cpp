@@ -123,8 +123,6 @@ void write_dump(const Flags& f, const std::shared_ptr<const Model>& model, const
     KvCache cache(meta.geometry, exact_method(meta.geometry), Protocol::kDecodePath);
     probe.set_start(start);
     for (int64_t at = start; at < end; at += f.chunk) {
-      MILLION_REQUIRE(!interrupted(), ErrorCode::kInterrupted,
-                      "interrupted; nothing was left at {}", f.out);
       const auto n = std::min<int64_t>(f.chunk, end - at);
       decoder.forward(
           std::span(tokens).subspan(static_cast<std::size_t>(at), static_cast<std::size_t>(n)),
@@ -166,7 +164,12 @@ int run(const Flags& f, const AppContext& context) {
   const bool kept = is_up_to_date(f, meta);
   if (!kept && !context.dry_run) {
     const auto start = std::chrono::steady_clock::now();
-    write_dump(f, model, meta);
+    try {
+      write_dump(f, model, meta);
+    } catch (const Error& e) {
+      if (e.code() != ErrorCode::kInterrupted) throw;
+      fail(e.code(), "interrupted; a dump is written whole or not at all, nothing was left");
+    }
     const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
     record.times("dump_s", {seconds.count()});
     record.bytes["file"] = std::filesystem::file_size(f.out);

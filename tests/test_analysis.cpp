@@ -2,12 +2,16 @@
 // Statistics and distortion against values worked out by hand or by a plain second formula.
 #include "lib/analysis/channel_stats.h"
 #include "lib/analysis/distortion.h"
+#include "lib/analysis/dump_analysis.h"
 #include "lib/core/error.h"
 #include "lib/core/rng.h"
 
 #include <catch2/catch.hpp>
 
+#include <unistd.h>
+#include <algorithm>
 #include <cmath>
+#include <filesystem>
 #include <limits>
 
 using namespace million;
@@ -191,4 +195,63 @@ TEST_CASE("attention error", "[distortion]") {
     CHECK(e.score_error() == Approx(0.5 * std::log(3.0)));
     CHECK(e.top_overlap() == 0.0);  // the tie goes to token 0
   }
+}
+
+namespace {
+
+/// A dump of one layer whose keys are `scale` in channel `loud` and noise elsewhere.
+std::filesystem::path write_dump(const std::string& name, int loud, const std::string& model) {
+  DumpMeta meta;
+  meta.geometry = {1, 2, 2, 8, Rope()};
+  meta.model_sha256 = model;
+  meta.context = 16;
+  meta.n_tokens = 32;
+  meta.tensors = {DumpTensor::kKey};
+  meta.layers = {0};
+  meta.kv_heads = {0, 1};
+  auto rows = random_rows(32 * 2, 8, 4);
+  for (std::size_t i = 0; i < 64; ++i) rows[i * 8 + static_cast<std::size_t>(loud)] = 30.0f;
+  const auto path = std::filesystem::temp_directory_path() /
+                    ("million-analysis-" + std::to_string(getpid()) + name);
+  DumpWriter writer(path, meta);
+  writer.add(0, DumpTensor::kKey, 0, 32, rows.data());
+  writer.finish();
+  return path;
+}
+
+}  // namespace
+
+TEST_CASE("whole dumps", "[dumps]") {
+  const auto a = write_dump("a.h5", 3, "m"), b = write_dump("b.h5", 5, "m"),
+             c = write_dump("c.h5", 3, "other");
+  StatsOptions o;
+  o.top = 1;
+  std::vector<DumpReader> dumps;
+  dumps.emplace_back(a);
+  dumps.emplace_back(b);
+  const DumpAnalysis analysis =
+      analyze_dumps(dumps, {DumpTensor::kKey, DumpTensor::kValue}, {0}, o);
+  REQUIRE(analysis.heads.size() == 4);  // two dumps, two heads; values are not there
+  CHECK(analysis.heads[0].stats.top_channels[0] == 3);
+  CHECK(analysis.heads[0].text_stability == 0.0);          // channel 5 in the other text
+  CHECK(analysis.heads[0].stats.norm_by_bin.size() == 6);  // windows of 16: 0 1 2 3 4 8 | 16
+  const Json json = to_json(analysis);
+  CHECK(json["summary"]["k"]["outlier_channels"] == 1.0);
+  CHECK(json["summary"]["k"]["outlier_layers"] == 1);
+  CHECK(json["summary"]["k"]["stability_texts"] == 0.0);
+  CHECK(json["heads"][1]["channels"]["max"][3] == 30.0);
+  CHECK(json["dumps"][1]["context"] == 16);
+  const std::string csv = to_csv(analysis);
+  CHECK(std::count(csv.begin(), csv.end(), '\n') == 1 + 4 * (1 + 8));
+  CHECK(to_markdown(analysis).find("| k | 1 of 1 |") != std::string::npos);
+
+  const Json surface = surface_json(dumps[0], 0, 1, 10);  // 32 tokens in runs of 4
+  CHECK(surface["tokens"].size() == 8);
+  CHECK(surface["k"][7][3] == 30.0);
+  CHECK_FALSE(surface.contains("v"));
+
+  dumps.emplace_back(c);
+  CHECK_THROWS_WITH(analyze_dumps(dumps, {DumpTensor::kKey}, {0}, o),
+                    Catch::Contains("different models"));
+  for (const auto& path : {a, b, c}) std::filesystem::remove(path);
 }

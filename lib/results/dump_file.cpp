@@ -304,7 +304,8 @@ void DumpReader::Impl::read_geometry() {
                   "{}: {} query heads are no multiple of {} KV heads", path.string(), g.n_heads,
                   g.n_kv_heads);
   try {
-    g.rope = Rope(rope_from_json(Json::parse(file.text_attribute("rope_params")), g.head_dim));
+    const auto p = rope_from_json(Json::parse(file.text_attribute("rope_params")), g.head_dim);
+    if (p.n_rot > 0) g.rope = Rope(p);  // 0: a model without RoPE
   } catch (const Json::exception& e) {
     fail(ErrorCode::kBadInput, "{}: attribute rope_params: {}", path.string(), e.what());
   }
