@@ -30,11 +30,12 @@ done
 mkdir -p "$OUT"
 : >"$OUT/commands.tsv"
 
-# Runs a program of $BIN and notes seconds, exit code and command line for the report.
+# Runs a program of $BIN and notes seconds, exit code and command line for the report; stdout is the
+# program's alone.
 run() {
   local program=$1 begin=$SECONDS status=0
   shift
-  echo "+ $program $*"
+  echo "+ $program $*" >&2
   "$BIN/$program" "$@" || status=$?
   printf '%s\t%s\t%s\n' "$((SECONDS - begin))" "$status" "$program $*" >>"$OUT/commands.tsv"
   return "$status"

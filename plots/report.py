@@ -31,9 +31,11 @@ def number_text(value, error=None, digits=4):
     """'12.34 ± 0.05': the error has one or two digits and decides the decimals of both."""
     if value is None:
         return "–"
-    if not error or not math.isfinite(error):
+    if not error or not math.isfinite(error) or error < 1e-9 * abs(value):
         return f"{value:.{digits}g}"
     decimals = max(0, 1 - math.floor(math.log10(error)))
+    if decimals > 6:
+        return f"{value:.2g} ± {error:.1g}"
     return f"{value:.{decimals}f} ± {error:.{decimals}f}"
 
 
