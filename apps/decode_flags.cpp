@@ -14,31 +14,40 @@ void add_common(CLI::App& app, DecodeFlags& f) {
   app.add_option("model", f.model, "GGUF file")->required();
   const char* method = "Method";
   app.add_option("--codec", f.codecs, "cache method (bench: repeatable); default fp16")
-      ->group(method)->take_all();
+      ->group(method)
+      ->take_all();
   app.add_option("--codec-k", f.codec_k, "method of keys")->group(method);
   app.add_option("--codec-v", f.codec_v, "method of values")->group(method);
   app.add_option("--calib-text", f.calib_text, "calibration text for trained methods")
       ->group(method);
   app.add_option("--calib-tokens", f.calib_tokens, "calibration tokens")
-      ->capture_default_str()->group(method);
+      ->capture_default_str()
+      ->group(method);
   app.add_option("--calib-context", f.calib_context, "calibration window, tokens")
-      ->capture_default_str()->group(method);
+      ->capture_default_str()
+      ->group(method);
   app.add_option("--codebooks", f.codebooks, "folder of trained codebooks")->group(method);
   const char* run = "Run";
-  app.add_option("--compute", f.compute, "prefill: f32 | bf16x3 | bf16; exact = f32 for single tokens too")
-      ->capture_default_str()->group(run);
+  app.add_option("--compute", f.compute,
+                 "prefill: f32 | bf16x3 | bf16; exact = f32 for single tokens too")
+      ->capture_default_str()
+      ->group(run);
   app.add_option("--decode-compute", f.decode_compute,
                  "single tokens: int8x2 (activations in two int8 terms) | int8 | exact")
-      ->capture_default_str()->group(run);
+      ->capture_default_str()
+      ->group(run);
   app.add_option("--chunk", f.chunk, "prompt tokens processed at once")
-      ->capture_default_str()->group(run);
+      ->capture_default_str()
+      ->group(run);
   app.add_flag("--sync-encode", f.sync_encode, "encode in the decoding thread")->group(run);
 }
 
 void add_generation(CLI::App& app, DecodeFlags& f) {
   const char* group = "Generation";
   app.add_option("-n,--n-predict", f.n_predict, "most tokens to generate")
-      ->capture_default_str()->check(CLI::PositiveNumber)->group(group);
+      ->capture_default_str()
+      ->check(CLI::PositiveNumber)
+      ->group(group);
   app.add_option("--temperature", f.temperature, "0 = greedy")->capture_default_str()->group(group);
   app.add_option("--top-k", f.top_k, "0 = all")->capture_default_str()->group(group);
   app.add_option("--top-p", f.top_p, "1 = all")->capture_default_str()->group(group);
@@ -46,7 +55,8 @@ void add_generation(CLI::App& app, DecodeFlags& f) {
   app.add_flag("--no-chat-template", f.no_chat_template, "plain text instead of the chat format")
       ->group(group);
   app.add_flag("--no-default-system", f.no_default_system,
-               "leave out the template's own system message")->group(group);
+               "leave out the template's own system message")
+      ->group(group);
 }
 
 }  // namespace
@@ -68,10 +78,13 @@ void DecodeFlags::add_to(CLI::App& app) {
   const char* group = "Bench";
   bench->add_option("--text", text, "text to prefill with")->required()->group(group);
   bench->add_option("--depths", depths, "context depths, tokens, ascending")
-      ->delimiter(',')->capture_default_str()->group(group);
+      ->delimiter(',')
+      ->capture_default_str()
+      ->group(group);
   bench->add_option("--steps", steps, "decode steps a round")->capture_default_str()->group(group);
   bench->add_option("--reps", repeats, "rounds; methods take turns in each")
-      ->capture_default_str()->group(group);
+      ->capture_default_str()
+      ->group(group);
   bench->add_option("--csv", csv, "all columns as CSV; '-' = stdout")->group(group);
   for (CLI::App* sub : {generate, chat, bench}) {
     sub->fallthrough();
@@ -80,10 +93,10 @@ void DecodeFlags::add_to(CLI::App& app) {
 }
 
 Generator DecodeInputs::generator(const DecodeFlags& flags) const {
-  MILLION_REQUIRE(methods.size() == 1, ErrorCode::kUsage,
-                  "--codec: got {} methods, {} takes one", methods.size(), flags.command);
-  return Generator(model, options, methods[0],
-                   {flags.temperature, flags.top_k, flags.top_p, seed}, !flags.sync_encode);
+  MILLION_REQUIRE(methods.size() == 1, ErrorCode::kUsage, "--codec: got {} methods, {} takes one",
+                  methods.size(), flags.command);
+  return Generator(model, options, methods[0], {flags.temperature, flags.top_k, flags.top_p, seed},
+                   !flags.sync_encode);
 }
 
 std::unique_ptr<DecodeInputs> load_decode_inputs(const DecodeFlags& f, const AppContext& context) {

@@ -19,7 +19,7 @@ struct DecodeFlags {
   std::string compute = "f32", decode_compute = "int8x2";
   std::vector<std::string> codecs;
   std::string codec_k, codec_v;
-  int n_predict = 128, top_k = 0, chunk = 512, calib_tokens = 8192, calib_context = 2048;
+  int n_predict = 128, top_k = 0, chunk = 512, calib_tokens = 10240, calib_context = 2048;
   int steps = 16, repeats = 3;
   float temperature = 0.0f, top_p = 1.0f;
   std::vector<int> depths = {128, 1024, 4096};

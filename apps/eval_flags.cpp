@@ -13,18 +13,22 @@ void EvalFlags::add_to(CLI::App& app) {
   app.add_option("--calib-text", calib_text, "calibration text; must differ from --text")
       ->group(data);
   app.add_option("--context", context, "tokens of a window; windows do not overlap")
-      ->capture_default_str()->group(data);
+      ->capture_default_str()
+      ->group(data);
   app.add_option("--windows", windows, "windows to score, 0 = all of the text")
-      ->capture_default_str()->group(data);
+      ->capture_default_str()
+      ->group(data);
   app.add_option("--limit", limit, "score at most this many windows; rows are marked 'limited'")
       ->group(data);
   const char* method = "Method";
   app.add_option("--protocol", protocol, "all-distorted | decode-path")
-      ->capture_default_str()->group(method);
+      ->capture_default_str()
+      ->group(method);
   app.add_option("--calib-tokens", calib_tokens, "calibration tokens")
-      ->capture_default_str()->group(method);
-  app.add_option("--calib-context", calib_context,
-                 "calibration window, tokens; 0 = as --context")->group(method);
+      ->capture_default_str()
+      ->group(method);
+  app.add_option("--calib-context", calib_context, "calibration window, tokens; 0 = as --context")
+      ->group(method);
   app.add_flag("--paper-protocol", paper_protocol,
                "calibrate on the evaluation text as the paper's code does; marked in the row")
       ->group(method);
@@ -32,13 +36,16 @@ void EvalFlags::add_to(CLI::App& app) {
       ->group(method);
   const char* run = "Run";
   app.add_option("--compute", compute, "dense layers: f32 | bf16x3 | bf16")
-      ->capture_default_str()->group(run);
+      ->capture_default_str()
+      ->group(run);
   app.add_option("--chunk", chunk, "tokens processed at once on the decode path")
-      ->capture_default_str()->group(run);
+      ->capture_default_str()
+      ->group(run);
   app.add_option("--codebooks", codebooks, "folder of trained codebooks; empty = train every time")
       ->group(run);
   app.add_option("--reference", reference,
-                 "fp16 reference file (.h5): read when it exists, else written")->group(run);
+                 "fp16 reference file (.h5): read when it exists, else written")
+      ->group(run);
 }
 
 std::unique_ptr<EvalInputs> load_inputs(const EvalFlags& f, const AppContext& context) {
@@ -69,22 +76,21 @@ std::unique_ptr<EvalInputs> load_inputs(const EvalFlags& f, const AppContext& co
 }
 
 const std::vector<Column>& score_columns() {
-  static const std::vector<Column> columns = {
-      {"method", "method"},
-      {"bits.nominal", "bits nominal", 3},
-      {"bits.cache", "bits cache", 4},
-      {"bits.total", "bits with codebooks", 4},
-      {"metrics.ppl", "ppl"},
-      {"metrics.ppl_increase_percent", "ppl +%"},
-      {"metrics.kl", "KL"},
-      {"metrics.same_top_percent", "same top %"},
-      {"metrics.k_nmse", "K nmse", 3},
-      {"metrics.v_nmse", "V nmse", 3},
-      {"metrics.attn_error", "attention error", 3},
-      {"config.protocol", "protocol"},
-      {"config.context", "context"},
-      {"config.windows", "windows"},
-      {"inputs.calibration.context", "calibrated at"}};
+  static const std::vector<Column> columns = {{"method", "method"},
+                                              {"bits.nominal", "bits nominal", 3},
+                                              {"bits.cache", "bits cache", 4},
+                                              {"bits.total", "bits with codebooks", 4},
+                                              {"metrics.ppl", "ppl"},
+                                              {"metrics.ppl_increase_percent", "ppl +%"},
+                                              {"metrics.kl", "KL"},
+                                              {"metrics.same_top_percent", "same top %"},
+                                              {"metrics.k_nmse", "K nmse", 3},
+                                              {"metrics.v_nmse", "V nmse", 3},
+                                              {"metrics.attn_error", "attention error", 3},
+                                              {"config.protocol", "protocol"},
+                                              {"config.context", "context"},
+                                              {"config.windows", "windows"},
+                                              {"inputs.calibration.context", "calibrated at"}};
   return columns;
 }
 
@@ -110,7 +116,8 @@ std::string codec_list() {
     for (const OptionInfo& o : info.options)
       text += fmt::format("    {}={}  ({}) {}\n", o.key, o.fallback, o.values, o.help);
   }
-  text += "every method also takes sinks=N (first tokens exact) and window=N (recent tokens exact)\n";
+  text +=
+      "every method also takes sinks=N (first tokens exact) and window=N (recent tokens exact)\n";
   return text;
 }
 

@@ -13,7 +13,7 @@ namespace million {
 
 struct EvalFlags {
   std::string model, text, calib_text;
-  int context = 2048, windows = 4, calib_context = 0, calib_tokens = 8192, chunk = 512, limit = 0;
+  int context = 2048, windows = 4, calib_context = 0, calib_tokens = 10240, chunk = 512, limit = 0;
   std::string protocol = "all-distorted", compute = "f32", codebooks, reference;
   bool paper_protocol = false, no_distortion = false;
 

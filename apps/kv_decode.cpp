@@ -22,11 +22,11 @@ bool print_piece(std::string_view piece) {
 
 void report(const Generation& g, const KvCache& cache) {
   const double step = g.step_ms.empty() ? 0.0 : quantile(g.step_ms, 0.5);
-  spdlog::info("prompt {} tokens, first token after {:.0f} ms; {} tokens, median {:.2f} ms each; "
-               "cache {:.2f} MiB, {:.3f} bits a value (fp16: 16)",
-               g.prompt_tokens, g.ttft_ms, g.ids.size(), step,
-               static_cast<double>(cache.bytes().cache()) / 1048576.0,
-               cache.measured_bits(false));
+  spdlog::info(
+      "prompt {} tokens, first token after {:.0f} ms; {} tokens, median {:.2f} ms each; "
+      "cache {:.2f} MiB, {:.3f} bits a value (fp16: 16)",
+      g.prompt_tokens, g.ttft_ms, g.ids.size(), step,
+      static_cast<double>(cache.bytes().cache()) / 1048576.0, cache.measured_bits(false));
 }
 
 std::vector<int32_t> encode_turns(const DecodeFlags& flags, const Model& model,
@@ -72,7 +72,8 @@ int chat(const DecodeFlags& flags, const AppContext& context) {
 
 int bench(const DecodeFlags& flags, const AppContext& context) {
   const auto in = load_decode_inputs(flags, context);
-  MILLION_REQUIRE(!flags.text.empty(), ErrorCode::kUsage, "bench needs --text FILE to prefill with");
+  MILLION_REQUIRE(!flags.text.empty(), ErrorCode::kUsage,
+                  "bench needs --text FILE to prefill with");
   const TokenText text = load_text(in->model->tokenizer, flags.text);
   const SpeedPlan plan{flags.depths, flags.steps, flags.repeats, in->options, !flags.sync_encode};
   const double bandwidth = measure_read_bandwidth();
@@ -104,16 +105,15 @@ constexpr const char* kExamples =
 
 int main(int argc, char** argv) {
   using namespace million;
-  return run_app(
-      argc, argv, {"kv-decode", "decode with any KV-cache method", kExamples},
-      [](CLI::App& app, AppContext& context) -> AppBody {
-        auto flags = std::make_shared<DecodeFlags>();
-        app.require_subcommand(1);
-        flags->add_to(app);
-        return [flags, &context] {
-          if (flags->command == "generate") return generate(*flags, context);
-          if (flags->command == "chat") return chat(*flags, context);
-          return bench(*flags, context);
-        };
-      });
+  return run_app(argc, argv, {"kv-decode", "decode with any KV-cache method", kExamples},
+                 [](CLI::App& app, AppContext& context) -> AppBody {
+                   auto flags = std::make_shared<DecodeFlags>();
+                   app.require_subcommand(1);
+                   flags->add_to(app);
+                   return [flags, &context] {
+                     if (flags->command == "generate") return generate(*flags, context);
+                     if (flags->command == "chat") return chat(*flags, context);
+                     return bench(*flags, context);
+                   };
+                 });
 }

@@ -22,18 +22,19 @@ int dry_run(const EvalInputs& in, const std::vector<MethodSpec>& methods) {
   const Windows& w = in.plan.evaluation.windows;
   const ModelConfig& c = in.model->config;
   const double kv = 4.0 * c.n_layers * c.n_kv_heads * c.head_dim * w.context;
-  print_out(fmt::format("{} methods x {} windows of {} tokens; fp16 cache of a window {}, reference "
-                        "file {}\n", methods.size(), w.count, w.context, mib(kv),
-                        mib(4.0 * w.count * w.context * c.d_model)));
+  print_out(fmt::format(
+      "{} methods x {} windows of {} tokens; fp16 cache of a window {}, reference "
+      "file {}\n",
+      methods.size(), w.count, w.context, mib(kv), mib(4.0 * w.count * w.context * c.d_model)));
   for (const MethodSpec& m : methods) print_out(m.to_string() + "\n");
   return 0;
 }
 
 int run(const Flags& flags, const AppContext& context) {
-  const std::vector<MethodSpec> methods = parse_methods(
-      flags.codecs.empty() && flags.codec_k.empty() ? std::vector<std::string>{"fp16"}
-                                                    : flags.codecs,
-      flags.codec_k, flags.codec_v);
+  const std::vector<MethodSpec> methods =
+      parse_methods(flags.codecs.empty() && flags.codec_k.empty() ? std::vector<std::string>{"fp16"}
+                                                                  : flags.codecs,
+                    flags.codec_k, flags.codec_v);
   const auto inputs = load_inputs(flags, context);
   for (const MethodSpec& m : methods)  // a wrong option shows before the first long run
     for (KvKind kind : {KvKind::kKey, KvKind::kValue})
@@ -77,13 +78,18 @@ int main(int argc, char** argv) {
         auto flags = std::make_shared<Flags>();
         flags->add_to(app);
         app.add_option("--codec", flags->codecs, "method, repeatable; see --list-codecs")
-            ->group("Method")->take_all();
+            ->group("Method")
+            ->take_all();
         app.add_option("--codec-k", flags->codec_k, "method of keys")->group("Method");
         app.add_option("--codec-v", flags->codec_v, "method of values")->group("Method");
-        app.add_flag_callback("--list-codecs", [] {
-          print_out(codec_list());
-          throw CLI::Success();
-        }, "print methods, options and sources")->group("Method");
+        app.add_flag_callback(
+               "--list-codecs",
+               [] {
+                 print_out(codec_list());
+                 throw CLI::Success();
+               },
+               "print methods, options and sources")
+            ->group("Method");
         app.add_option("--csv", flags->csv, "all columns as CSV; '-' = stdout")->group("Output");
         app.add_flag("--force", flags->force, "run again what the --json file holds already")
             ->group("Output");

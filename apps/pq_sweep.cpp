@@ -73,8 +73,10 @@ int dry_run(const EvalInputs& in, const std::vector<MethodSpec>& methods, const 
     left += !done;
     print_out(fmt::format("{}{}\n", m.to_string(), done ? "  (done)" : ""));
   }
-  print_out(fmt::format("{} cells, {} left, about {:.1f} min at {:.0f} s a cell, training not "
-                        "counted\n", methods.size(), left, left * seconds / 60.0, seconds));
+  print_out(
+      fmt::format("{} cells, {} left, about {:.1f} min at {:.0f} s a cell, training not "
+                  "counted\n",
+                  methods.size(), left, left * seconds / 60.0, seconds));
   return 0;
 }
 
@@ -119,18 +121,22 @@ void add_flags(CLI::App& app, Flags& f) {
   const char* methods = "Methods";
   app.add_option("--sweep", f.config, "sweep file (TOML); flags win over it")->group(methods);
   app.add_option("--codec", f.codecs, "method, repeatable; see kv-eval --list-codecs")
-      ->group(methods)->take_all();
+      ->group(methods)
+      ->take_all();
   app.add_option("--codec-k", f.codec_k, "method of keys")->group(methods);
   app.add_option("--codec-v", f.codec_v, "method of values")->group(methods);
   app.add_option("--M", f.M, "PQ grid: subspaces, comma-separated")->delimiter(',')->group(methods);
   app.add_option("--nbits", f.nbits, "PQ grid: bits a code, e.g. 4-8,10")->group(methods);
   app.add_option("--scope", f.scope, "PQ grid: model, layer, head")->delimiter(',')->group(methods);
   app.add_option("--sinks", f.sinks, "PQ grid: first tokens kept exact")
-      ->capture_default_str()->group(methods);
+      ->capture_default_str()
+      ->group(methods);
   app.add_option("--window", f.window, "PQ grid: recent tokens kept exact")
-      ->capture_default_str()->group(methods);
+      ->capture_default_str()
+      ->group(methods);
   app.add_option("--out", f.out, "records, one JSON line a cell; finished cells are not run again")
-      ->required()->group("Output");
+      ->required()
+      ->group("Output");
   app.add_option("--csv", f.csv, "all columns as CSV; '-' = stdout")->group("Output");
   app.add_option("--markdown", f.markdown, "table as Markdown; '-' = stdout")->group("Output");
   app.add_flag("--force", f.force, "run cells again that --out holds already")->group("Output");
@@ -141,8 +147,7 @@ void add_flags(CLI::App& app, Flags& f) {
 
 int main(int argc, char** argv) {
   using namespace million;
-  return run_app(argc, argv,
-                 {"pq-sweep", "which KV-cache method at which bits", kExamples, true},
+  return run_app(argc, argv, {"pq-sweep", "which KV-cache method at which bits", kExamples, true},
                  [](CLI::App& app, AppContext& context) -> AppBody {
                    auto flags = std::make_shared<Flags>();
                    add_flags(app, *flags);

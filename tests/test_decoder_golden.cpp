@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The default model against independent programs: logits of a float32 numpy forward pass and greedy
-// continuations (tests/golden/README.md), and the promises of the decoder: results depend neither on
-// the chunk nor on the number of threads.
+// continuations (tests/golden/README.md), and the promises of the decoder: results depend neither
+// on the chunk nor on the number of threads.
 #include "kernels/ops.h"
 #include "lib/core/files.h"
 #include "lib/core/json.h"
@@ -25,8 +25,8 @@ namespace {
 std::shared_ptr<const Model> default_model() {
   static const std::shared_ptr<const Model> model = [] {
     const char* path = std::getenv("MILLION_MODEL");
-    return Model::load(path ? path : MILLION_SOURCE_DIR
-                                         "/data/models/SmolLM2-135M-Instruct.Q4_1.gguf");
+    return Model::load(path ? path
+                            : MILLION_SOURCE_DIR "/data/models/SmolLM2-135M-Instruct.Q4_1.gguf");
   }();
   return model;
 }

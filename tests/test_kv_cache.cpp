@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The cache against plain double-precision attention over rows that the test keeps itself, and its
-// promises: any split of a sequence gives one result, background encoding changes nothing, a token is
-// in exactly one of sinks, codes and window.
+// promises: any split of a sequence gives one result, background encoding changes nothing, a token
+// is in exactly one of sinks, codes and window.
 #include "kernels/half.h"
 #include "lib/cache/encoder.h"
 #include "lib/cache/kv_cache.h"
@@ -161,7 +161,8 @@ TEST_CASE("the fp16 cache is plain attention over f16 rows, chunked and one by o
   const Rows rows(1);
   const AlignedVector<float> expected = plain_attention(rows, kTokens);
   const Method method = make_method("fp16", rows);
-  for (const auto& pieces : {std::vector<int>{kTokens}, std::vector<int>{300, 1, 399}, ones(kTokens)})
+  for (const auto& pieces :
+       {std::vector<int>{kTokens}, std::vector<int>{300, 1, 399}, ones(kTokens)})
     for (Protocol protocol : {Protocol::kDecodePath, Protocol::kAllDistorted}) {
       KvCache cache(rows.g, method, protocol);
       CHECK(relative_difference(run(cache, rows, pieces), expected) < 1e-5);
@@ -175,12 +176,13 @@ TEST_CASE("outputs do not depend on how a sequence is cut") {
   for (const std::string& text : kMethods) {
     INFO(text);
     const Method method = make_method(text, rows);
-    KvCache whole(rows.g, method, Protocol::kDecodePath), parts(rows.g, method, Protocol::kDecodePath),
-        single(rows.g, method, Protocol::kDecodePath);
+    KvCache whole(rows.g, method, Protocol::kDecodePath),
+        parts(rows.g, method, Protocol::kDecodePath), single(rows.g, method, Protocol::kDecodePath);
     const AlignedVector<float> expected = run(whole, rows, {kTokens});
     const AlignedVector<float> chunked = run(parts, rows, {64, 3, 200, 129, 304});
     CHECK(std::memcmp(chunked.data(), expected.data(), expected.size() * sizeof(float)) == 0);
-    // Single steps sum in another order, and fused kernels may use 8-bit tables (kernels/README.md).
+    // Single steps sum in another order, and fused kernels may use 8-bit tables
+    // (kernels/README.md).
     CHECK(relative_difference(run(single, rows, ones(kTokens)), expected) < 0.02);
     CHECK(whole.bytes().codes == single.bytes().codes);
     CHECK(whole.bytes().scales == single.bytes().scales);
@@ -206,8 +208,8 @@ TEST_CASE("every token but the sinks and the window is coded, also those that ca
   const Method method = make_method("uniform:bits=8,axis=token,group=64,sinks=5,window=32", rows);
   KvCache cache(rows.g, method, Protocol::kDecodePath);
   run(cache, rows, ones(kTokens));
-  // Window 32, lag 8, blocks of 64: sealed = floor((700 - 5 - 32 - 8) / 64) * 64 = 640 tokens, so 55
-  // exact ones behind them, in segments of 64 that start where the codes end.
+  // Window 32, lag 8, blocks of 64: sealed = floor((700 - 5 - 32 - 8) / 64) * 64 = 640 tokens, so
+  // 55 exact ones behind them, in segments of 64 that start where the codes end.
   const uint64_t token = static_cast<uint64_t>(rows.g.row()) * 2 * 2 * rows.g.n_layers;
   CHECK(cache.bytes().sinks == 5 * token);
   CHECK(cache.bytes().window == 64 * token);
@@ -255,8 +257,8 @@ TEST_CASE("a cleared cache is a new one") {
 
 TEST_CASE("all-distorted with groups of tokens or a window refuses a second call") {
   const Rows rows(8);
-  for (const char* text : {"uniform:bits=4,axis=channel,group=32",
-                           "uniform:bits=4,axis=token,group=64,window=16"}) {
+  for (const char* text :
+       {"uniform:bits=4,axis=channel,group=32", "uniform:bits=4,axis=token,group=64,window=16"}) {
     KvCache cache(rows.g, make_method(text, rows), Protocol::kAllDistorted);
     CHECK_THROWS_WITH(run(cache, rows, {100, 100}), Catch::Contains("one call"));
   }

@@ -39,8 +39,15 @@ class TileJob {
  public:
   TileJob(const KvGeometry& g, const ChunkView& view, const float* q, float* out, Work& work,
           int head, int64_t tile)
-      : g_(g), view_(view), q_(q), out_(out), w_(work), head_(head), tile_first_(tile * kQueryTile),
-        rows_(kQueryTile * g.group()), first_(std::max(tile_first_, view.first)),
+      : g_(g),
+        view_(view),
+        q_(q),
+        out_(out),
+        w_(work),
+        head_(head),
+        tile_first_(tile * kQueryTile),
+        rows_(kQueryTile * g.group()),
+        first_(std::max(tile_first_, view.first)),
         last_(std::min(tile_first_ + kQueryTile, view.first + view.n) - 1) {}
 
   void run() {
@@ -49,14 +56,16 @@ class TileJob {
       const float* k = view_.exact_k->at(head_, k0);
       const float* v = view_.exact_v->at(head_, k0);
       const int64_t sinks = view_.sinks;
-      if (set_visible(k0, [&](int64_t) { return sinks; }, [&](int64_t i) { return boundary(i); }))
+      if (set_visible(
+              k0, [&](int64_t) { return sinks; }, [&](int64_t i) { return boundary(i); }))
         attend_tile(w_, rows_, g_.head_dim, view_.coded_k->at(head_, k0),
                     view_.coded_v->at(head_, k0));
-      if (set_visible(k0, [](int64_t) { return int64_t{0}; },
-                      [&](int64_t i) { return std::min(sinks, boundary(i)); }))
+      if (set_visible(
+              k0, [](int64_t) { return int64_t{0}; },
+              [&](int64_t i) { return std::min(sinks, boundary(i)); }))
         attend_tile(w_, rows_, g_.head_dim, k, v);
-      if (set_visible(k0, [&](int64_t i) { return boundary(i); },
-                      [](int64_t i) { return i + 1; }))
+      if (set_visible(
+              k0, [&](int64_t i) { return boundary(i); }, [](int64_t i) { return i + 1; }))
         attend_tile(w_, rows_, g_.head_dim, k, v);
     }
     store();

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Attention over the three parts of a cached sequence. A chunk of queries is matrix work on tiles of
-// fixed shape that start at position 0, so a row's result does not depend on which chunk it is in; a
-// single query goes through the fused kernels.
+// Attention over the three parts of a cached sequence. A chunk of queries is matrix work on tiles
+// of fixed shape that start at position 0, so a row's result does not depend on which chunk it is
+// in; a single query goes through the fused kernels.
 #pragma once
 
 #include "lib/core/tensor.h"
@@ -12,8 +12,9 @@
 
 namespace million {
 
-inline constexpr int kKeyTile = 256;   ///< keys per tile; f32 K and V are padded to a multiple
-inline constexpr int kQueryTile = 64;  ///< query positions per tile (times the group's heads = rows)
+inline constexpr int kKeyTile = 256;  ///< keys per tile; f32 K and V are padded to a multiple
+inline constexpr int kQueryTile =
+    64;  ///< query positions per tile (times the group's heads = rows)
 
 /// f32 rows of all KV heads for positions [0, padded): [n_kv_heads][padded][head_dim], zero where
 /// nothing was written.

@@ -12,8 +12,8 @@ ExactRun::ExactRun(int n_kv_heads, int head_dim, int segment_tokens)
     : n_kv_heads_(n_kv_heads), head_dim_(head_dim), segment_tokens_(segment_tokens) {}
 
 uint16_t* ExactRun::row(Segment& s, int kind, int head, int64_t t) const {
-  return s.data() + ((static_cast<int64_t>(kind) * n_kv_heads_ + head) * segment_tokens_ + t) *
-                        head_dim_;
+  return s.data() +
+         ((static_cast<int64_t>(kind) * n_kv_heads_ + head) * segment_tokens_ + t) * head_dim_;
 }
 
 void ExactRun::append(const float* k, const float* v, int64_t n) {
@@ -36,6 +36,7 @@ void ExactRun::drop_front(int64_t n) {
   MILLION_ASSERT(n >= 0 && n <= size_);
   front_ += n;
   size_ -= n;
+  if (size_ == 0) return clear();
   while (front_ >= segment_tokens_) {
     segments_.pop_front();
     front_ -= segment_tokens_;
@@ -53,9 +54,9 @@ uint64_t ExactRun::bytes() const {
   return sum;
 }
 
-void ExactRun::spans(int head, int64_t begin, int64_t end,
-                     const std::function<void(int64_t, int64_t, const uint16_t*,
-                                              const uint16_t*)>& f) const {
+void ExactRun::spans(
+    int head, int64_t begin, int64_t end,
+    const std::function<void(int64_t, int64_t, const uint16_t*, const uint16_t*)>& f) const {
   MILLION_ASSERT(begin >= 0 && end <= size_);
   while (begin < end) {
     const int64_t at = front_ + begin;

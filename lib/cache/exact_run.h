@@ -23,8 +23,8 @@ class ExactRun {
   void clear();
   uint64_t bytes() const;  ///< allocated
 
-  /// Calls f(first, n, k, v) for contiguous pieces of rows [begin, end) of one head, in order; k and
-  /// v are [n][head_dim] f16.
+  /// Calls f(first, n, k, v) for contiguous pieces of rows [begin, end) of one head, in order; k
+  /// and v are [n][head_dim] f16.
   void spans(int head, int64_t begin, int64_t end,
              const std::function<void(int64_t first, int64_t n, const uint16_t* k,
                                       const uint16_t* v)>& f) const;

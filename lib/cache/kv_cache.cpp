@@ -10,8 +10,8 @@
 
 #include <algorithm>
 #include <cmath>
-#include <shared_mutex>
 #include <numeric>
+#include <shared_mutex>
 
 namespace million {
 namespace {
@@ -58,8 +58,8 @@ struct KvCache::Impl {
       : geometry(g), method(std::move(m)), protocol(p), rope(g.rope), encoder(async) {
     exact = method.spec.key_codec == "fp16" && method.spec.value_codec == "fp16";
     if (!exact) {
-      const int block = std::lcm(method.key_codec->block_tokens(),
-                                 method.value_codec->block_tokens());
+      const int block =
+          std::lcm(method.key_codec->block_tokens(), method.value_codec->block_tokens());
       seal_tokens = std::lcm(block, kSealTokens);
       row_wise = block == 1;
     }
@@ -69,12 +69,11 @@ struct KvCache::Impl {
   void reset() {
     encoder.wait(last_ticket);
     layers.clear();
-    // An exact cache grows without end, a window stays small: segments to match.
-    const int segment = exact ? kPqBlock : kSealTokens;
+    // A window stays small; an exact cache is read in long runs.
+    const int segment = exact ? 2 * kSealTokens : kSealTokens;
     for (int l = 0; l < geometry.n_layers; ++l) {
       Layer layer{ExactRun(geometry.n_kv_heads, geometry.head_dim, std::max(1, n_sinks())),
-                  ExactRun(geometry.n_kv_heads, geometry.head_dim, segment),
-                  nullptr, nullptr};
+                  ExactRun(geometry.n_kv_heads, geometry.head_dim, segment), nullptr, nullptr};
       if (!exact) {
         layer.k = method.key_codec->make_store(l);
         layer.v = method.value_codec->make_store(l);
@@ -130,8 +129,7 @@ struct KvCache::Impl {
 };
 
 void KvCache::Impl::append_exact(Layer& layer, const float* k, const float* v, int n) const {
-  const int64_t to_sinks =
-      std::clamp<int64_t>(n_sinks() - layer.sinks.size(), 0, n);
+  const int64_t to_sinks = std::clamp<int64_t>(n_sinks() - layer.sinks.size(), 0, n);
   layer.sinks.append(k, v, to_sinks);
   const int64_t row = geometry.row();
   layer.window.append(k + to_sinks * row, v + to_sinks * row, n - to_sinks);
@@ -161,8 +159,8 @@ void KvCache::Impl::start_encoding(Layer& layer, int64_t until) {
     if (frame.type != KeyFrame::Type::kPostRope)
       parallel_for(j.n, [&](int64_t t) {
         const int64_t position = j.first_token + t;
-        geometry.rope.move(j.k.data() + t * geometry.row(), geometry.n_kv_heads,
-                           geometry.head_dim, frame.position(position) - position);
+        geometry.rope.move(j.k.data() + t * geometry.row(), geometry.n_kv_heads, geometry.head_dim,
+                           frame.position(position) - position);
       });
     std::unique_lock lock(*layer.stores);
     layer.k->append(j.k.data(), j.n, j.first_token);
@@ -224,8 +222,8 @@ void KvCache::Impl::fill_tiles(Layer& layer, int64_t n_after, int64_t n_coded) {
 
 void KvCache::Impl::attend_many(Layer& layer, const float* q, int n, int64_t n_coded, float* out) {
   fill_tiles(layer, n_tokens + n, n_coded);
-  ChunkView view{&exact_k, &exact_v, &coded_k, &coded_v, n_tokens, n, n_sinks(),
-                 [this](int64_t i) { return boundary(i); }};
+  ChunkView view{&exact_k, &exact_v, &coded_k,  &coded_v,
+                 n_tokens, n,        n_sinks(), [this](int64_t i) { return boundary(i); }};
   attend_chunk(geometry, view, q, out);
 }
 
@@ -266,7 +264,8 @@ void KvCache::Impl::attend_part(const Layer& layer, int head, int64_t part, cons
     return;
   }
   const auto attend = [&](int64_t, int64_t n, const uint16_t* k, const uint16_t* v) {
-    ops().attend_f16({geometry.group(), geometry.head_dim, static_cast<int>(n), q, k, v, state, acc});
+    ops().attend_f16(
+        {geometry.group(), geometry.head_dim, static_cast<int>(n), q, k, v, state, acc});
   };
   if (part == coded_parts) layer.sinks.spans(head, 0, layer.sinks.size(), attend);
   const int64_t begin = (part - coded_parts) * kPartTokens;
@@ -312,10 +311,11 @@ void KvCache::attend(int layer_index, const float* q, const float* k, const floa
   Impl& m = *impl_;
   Impl::Layer& layer = m.layers[layer_index];
   const bool distorted = m.protocol == Protocol::kAllDistorted && !m.exact;
-  MILLION_REQUIRE(!distorted || m.n_tokens == 0 || (m.row_wise && m.method.spec.window == 0),
-                  ErrorCode::kUsage,
-                  "protocol all-distorted with {} takes a sequence in one call: set the chunk to the "
-                  "context length", m.method.spec.to_string());
+  MILLION_REQUIRE(
+      !distorted || m.n_tokens == 0 || (m.row_wise && m.method.spec.window == 0), ErrorCode::kUsage,
+      "protocol all-distorted with {} takes a sequence in one call: set the chunk to the "
+      "context length",
+      m.method.spec.to_string());
   const int64_t n_after = m.n_tokens + n;
   m.rope.ensure(n_after);
   m.append_exact(layer, k, v, n);
@@ -356,7 +356,8 @@ double KvCache::measured_bits(bool with_shared) const {
   const KvGeometry& g = impl_->geometry;
   const double values = 2.0 * static_cast<double>(impl_->n_tokens) * g.n_layers * g.row();
   const CacheBytes b = bytes();
-  return values == 0.0 ? 0.0 : 8.0 * static_cast<double>(with_shared ? b.total() : b.cache()) / values;
+  return values == 0.0 ? 0.0
+                       : 8.0 * static_cast<double>(with_shared ? b.total() : b.cache()) / values;
 }
 
 }  // namespace million

@@ -5,7 +5,8 @@
 // What the query at position i sees is a function of i alone, so results do not depend on how a
 // sequence is cut into calls:
 //   decode_path    tokens [S, sealed_end(i + 1)) from codes, the rest exact
-//   all_distorted  tokens [S, i + 1 - window) from codes (the paper's perplexity has S = window = 0)
+//   all_distorted  tokens [S, i + 1 - window) from codes (the paper's perplexity has S = window =
+//   0)
 #pragma once
 
 #include "lib/quant/codec.h"
@@ -45,9 +46,9 @@ class KvCache {
 
   /// Appends n tokens of one layer and computes their causal attention. Layers are called in order,
   /// each with the same n; n_tokens() grows after the last layer. Rows: q, out [n][n_heads][d];
-  /// k, v [n][n_kv_heads][d]; q and k after RoPE. Exact rows are held as f16, and codes are made from
-  /// those. all_distorted takes a sequence in one call unless the codec works row by row and there
-  /// is no window (Error(kUsage) otherwise).
+  /// k, v [n][n_kv_heads][d]; q and k after RoPE. Exact rows are held as f16, and codes are made
+  /// from those. all_distorted takes a sequence in one call unless the codec works row by row and
+  /// there is no window (Error(kUsage) otherwise).
   void attend(int layer, const float* q, const float* k, const float* v, int n, float* out);
   CacheBytes bytes() const;
   /// Bits per stored value from allocated bytes; with_shared counts the codebooks too.

@@ -149,8 +149,7 @@ void publish_file(const std::filesystem::path& part, const std::filesystem::path
   sync_folder(path);
 }
 
-void require_free_space(const std::filesystem::path& path, uint64_t bytes,
-                        std::string_view what) {
+void require_free_space(const std::filesystem::path& path, uint64_t bytes, std::string_view what) {
   auto folder = path.has_parent_path() ? path.parent_path() : std::filesystem::path(".");
   std::error_code error;
   const auto space = std::filesystem::space(folder, error);

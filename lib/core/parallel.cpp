@@ -36,8 +36,8 @@ class FirstError {
 }  // namespace
 
 void set_threads(int n) {
-  MILLION_REQUIRE(n >= 1 && n <= 1024, ErrorCode::kUsage,
-                  "--threads: got {}, expected 1 to 1024", n);
+  MILLION_REQUIRE(n >= 1 && n <= 1024, ErrorCode::kUsage, "--threads: got {}, expected 1 to 1024",
+                  n);
   omp_set_num_threads(n);
   omp_set_max_active_levels(1);
 }

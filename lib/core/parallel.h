@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// One pool for the whole process: OpenMP, because FAISS and Debian's oneDNN bring libgomp anyway and
-// two pools fight over two cores.
+// One pool for the whole process: OpenMP, because FAISS and Debian's oneDNN bring libgomp anyway
+// and two pools fight over two cores.
 #pragma once
 
 #include <cstdint>

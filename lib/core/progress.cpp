@@ -27,7 +27,9 @@ double seconds_since(std::chrono::steady_clock::time_point t) {
 void set_progress_style(ProgressStyle style) { g_style = style; }
 
 Progress::Progress(std::string title, int64_t total)
-    : title_(std::move(title)), total_(total), start_(std::chrono::steady_clock::now()),
+    : title_(std::move(title)),
+      total_(total),
+      start_(std::chrono::steady_clock::now()),
       printed_(start_) {}
 
 Progress::~Progress() {

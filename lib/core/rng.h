@@ -12,8 +12,8 @@ namespace million {
 /// SplitMix64 (Steele, Lea, Flood 2014): 64 bits of state, passes BigCrush, one line per step.
 class Rng {
  public:
-  /// Streams of one seed start at hashed places: at multiples of the step they would be one sequence
-  /// shifted by a value.
+  /// Streams of one seed start at hashed places: at multiples of the step they would be one
+  /// sequence shifted by a value.
   explicit Rng(uint64_t seed, uint64_t stream = 0) : state_(seed + mix(stream)) {}
 
   uint64_t next() { return mix(state_ += 0x9E3779B97F4A7C15ull); }

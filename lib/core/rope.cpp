@@ -19,8 +19,8 @@ float llama3_frequency(const RopeParams& p, float freq) {
   const float context = static_cast<float>(p.original_context);
   if (wavelength < context / p.high_freq_factor) return freq;
   if (wavelength > context / p.low_freq_factor) return freq / p.factor;
-  const float smooth = (context / wavelength - p.low_freq_factor) /
-                       (p.high_freq_factor - p.low_freq_factor);
+  const float smooth =
+      (context / wavelength - p.low_freq_factor) / (p.high_freq_factor - p.low_freq_factor);
   return (1.0f - smooth) * freq / p.factor + smooth * freq;
 }
 
@@ -36,17 +36,21 @@ float yarn_frequency(const RopeParams& p, int pair, float freq) {
   const float low = std::max(0.0f, std::floor(yarn_dimension(p, p.beta_fast)));
   const float high =
       std::min(static_cast<float>(p.n_rot - 1), std::ceil(yarn_dimension(p, p.beta_slow)));
-  const float ramp = std::clamp((static_cast<float>(pair) - low) / std::max(0.001f, high - low),
-                                0.0f, 1.0f);
+  const float ramp =
+      std::clamp((static_cast<float>(pair) - low) / std::max(0.001f, high - low), 0.0f, 1.0f);
   return freq / p.factor * ramp + freq * (1.0f - ramp);
 }
 
 const char* scaling_name(RopeScaling s) {
   switch (s) {
-    case RopeScaling::kNone: return "none";
-    case RopeScaling::kLinear: return "linear";
-    case RopeScaling::kLlama3: return "llama3";
-    case RopeScaling::kYarn: return "yarn";
+    case RopeScaling::kNone:
+      return "none";
+    case RopeScaling::kLinear:
+      return "linear";
+    case RopeScaling::kLlama3:
+      return "llama3";
+    case RopeScaling::kYarn:
+      return "yarn";
   }
   return "?";
 }
@@ -54,9 +58,9 @@ const char* scaling_name(RopeScaling s) {
 }  // namespace
 
 std::string RopeParams::to_string() const {
-  std::string text = fmt::format("n_rot={},base={},pairs={},scaling={}", n_rot, base,
-                                 pairs == RopePairs::kAdjacent ? "adjacent" : "halves",
-                                 scaling_name(scaling));
+  std::string text =
+      fmt::format("n_rot={},base={},pairs={},scaling={}", n_rot, base,
+                  pairs == RopePairs::kAdjacent ? "adjacent" : "halves", scaling_name(scaling));
   if (scaling != RopeScaling::kNone) text += fmt::format(",factor={}", factor);
   if (scaling == RopeScaling::kLlama3)
     text += fmt::format(",low={},high={},original={}", low_freq_factor, high_freq_factor,
@@ -74,8 +78,7 @@ Rope::Rope(const RopeParams& params) : params_(params) {
                   "rope: rotated channels: got {}, expected a positive even number", p.n_rot);
   MILLION_REQUIRE(p.base > 1.0f && p.factor > 0.0f, ErrorCode::kBadInput,
                   "rope: base {} and factor {} must be above 1 and above 0", p.base, p.factor);
-  const bool needs_context =
-      p.scaling == RopeScaling::kLlama3 || p.scaling == RopeScaling::kYarn;
+  const bool needs_context = p.scaling == RopeScaling::kLlama3 || p.scaling == RopeScaling::kYarn;
   MILLION_REQUIRE(!needs_context || p.original_context > 0, ErrorCode::kBadInput,
                   "rope: {} scaling needs the original context length", scaling_name(p.scaling));
   const int n_pairs = p.n_rot / 2;
@@ -92,8 +95,7 @@ Rope::Rope(const RopeParams& params) : params_(params) {
     inv_freq_.push_back(freq);
   }
   if (p.scaling == RopeScaling::kYarn)
-    magnitude_ = p.attention_factor > 0.0f ? p.attention_factor
-                                           : 0.1f * std::log(p.factor) + 1.0f;
+    magnitude_ = p.attention_factor > 0.0f ? p.attention_factor : 0.1f * std::log(p.factor) + 1.0f;
 }
 
 void Rope::rotate_to(float* x, int n_heads, int head_dim, int64_t position) const {

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// Rotary position embedding: parameters, scalings, and the rotation of rows to or between positions.
+// Rotary position embedding: parameters, scalings, and the rotation of rows to or between
+// positions.
 //
 // A stored key is R(f) k with f the position of its frame (design notes in lib/cache/README.md):
-// after RoPE f is the token's position, before RoPE f is 0. Rotations add, R(a) R(b) = R(a + b), so a
-// key or query moves between frames by rotating with the difference of positions.
+// after RoPE f is the token's position, before RoPE f is 0. Rotations add, R(a) R(b) = R(a + b), so
+// a key or query moves between frames by rotating with the difference of positions.
 #pragma once
 
 #include <cstdint>
@@ -22,18 +23,19 @@ enum class RopeScaling { kNone, kLinear, kLlama3, kYarn };
 
 /// Everything that determines the rotation; parsed from the model file by lib/model.
 struct RopeParams {
-  int n_rot = 0;               ///< rotated channels of a head, even, <= head_dim; the rest pass through
-  float base = 10000.0f;       ///< rope theta
+  int n_rot = 0;          ///< rotated channels of a head, even, <= head_dim; the rest pass through
+  float base = 10000.0f;  ///< rope theta
   RopePairs pairs = RopePairs::kAdjacent;
   RopeScaling scaling = RopeScaling::kNone;
-  float factor = 1.0f;             ///< context extension factor (linear, Llama-3, YaRN)
-  float low_freq_factor = 1.0f;    ///< Llama-3
-  float high_freq_factor = 4.0f;   ///< Llama-3
-  int original_context = 0;        ///< Llama-3, YaRN: context before extension
-  float beta_fast = 32.0f;         ///< YaRN
-  float beta_slow = 1.0f;          ///< YaRN
-  float attention_factor = 0.0f;   ///< YaRN: 0 = 0.1 ln(factor) + 1
-  std::vector<float> freq_factors; ///< optional per-pair divisors from the file (rope_freqs.weight)
+  float factor = 1.0f;            ///< context extension factor (linear, Llama-3, YaRN)
+  float low_freq_factor = 1.0f;   ///< Llama-3
+  float high_freq_factor = 4.0f;  ///< Llama-3
+  int original_context = 0;       ///< Llama-3, YaRN: context before extension
+  float beta_fast = 32.0f;        ///< YaRN
+  float beta_slow = 1.0f;         ///< YaRN
+  float attention_factor = 0.0f;  ///< YaRN: 0 = 0.1 ln(factor) + 1
+  std::vector<float>
+      freq_factors;  ///< optional per-pair divisors from the file (rope_freqs.weight)
 
   friend bool operator==(const RopeParams&, const RopeParams&) = default;
   /// Stable text form for file attributes and hashes.

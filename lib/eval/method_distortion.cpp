@@ -116,9 +116,9 @@ LayerError layer_error(const Method& method, const CapturedWindow& w, int layer)
       for (int s = 0; s < samples; ++s)
         std::copy_n(w.q[layer].data() + (static_cast<int64_t>(s) * g.n_heads + h) * g.head_dim,
                     g.head_dim, q.data() + static_cast<int64_t>(s) * g.head_dim);
-      sum.attention += attention_error({w.n_tokens, g.head_dim, samples, q.data(),
-                                        w.query_positions.data(), k_exact.data(), v_exact.data(),
-                                        k.data(), v.data()});
+      sum.attention +=
+          attention_error({w.n_tokens, g.head_dim, samples, q.data(), w.query_positions.data(),
+                           k_exact.data(), v_exact.data(), k.data(), v.data()});
     }
   }
   return sum;
@@ -135,8 +135,7 @@ CapturedWindow capture_window(std::shared_ptr<const Model> model, std::span<cons
   for (int s = 0; s < samples; ++s)  // spread evenly, the last position included
     w.query_positions.push_back((s + 1) * w.n_tokens / samples - 1);
   const size_t values = static_cast<size_t>(w.n_tokens) * w.geometry.row();
-  const size_t q_values =
-      static_cast<size_t>(samples) * w.geometry.n_heads * w.geometry.head_dim;
+  const size_t q_values = static_cast<size_t>(samples) * w.geometry.n_heads * w.geometry.head_dim;
   for (int l = 0; l < w.geometry.n_layers; ++l) {
     w.k.emplace_back(values);
     w.v.emplace_back(values);
@@ -151,9 +150,8 @@ CapturedWindow capture_window(std::shared_ptr<const Model> model, std::span<cons
 
 void add_distortion(RunRecord& record, const Method& method, const CapturedWindow& window) {
   std::vector<LayerError> layers(window.geometry.n_layers);
-  parallel_for(window.geometry.n_layers, [&](int64_t l) {
-    layers[l] = layer_error(method, window, static_cast<int>(l));
-  });
+  parallel_for(window.geometry.n_layers,
+               [&](int64_t l) { layers[l] = layer_error(method, window, static_cast<int>(l)); });
   LayerSpread k, v, attention, score, overlap;
   for (const LayerError& e : layers) {
     k.add(e.k.nmse());

@@ -105,15 +105,15 @@ const CalibrationSet& MethodFactory::calibration() {
 
 std::filesystem::path MethodFactory::file_of(const std::string& spec, KvKind kind,
                                              int sinks) const {
-  const std::string id = fmt::format("{}|{}|{}|{}|{}|{}|{}|{}", kCodebookVersion, spec,
-                                     kind_name(kind), sinks, model_->sha256, plan_.text->sha256,
-                                     plan_.context, plan_.n_tokens);
+  const std::string id =
+      fmt::format("{}|{}|{}|{}|{}|{}|{}|{}", kCodebookVersion, spec, kind_name(kind), sinks,
+                  model_->sha256, plan_.text->sha256, plan_.context, plan_.n_tokens);
   std::string name = spec.substr(0, spec.find(':'));
-  return codebooks_ / fmt::format("{}-{}-{}.h5", name, kind_name(kind), sha256_of(id).substr(0, 16));
+  return codebooks_ /
+         fmt::format("{}-{}-{}.h5", name, kind_name(kind), sha256_of(id).substr(0, 16));
 }
 
-std::shared_ptr<const Codec> MethodFactory::codec(const std::string& spec, KvKind kind,
-                                                  int sinks) {
+std::shared_ptr<const Codec> MethodFactory::codec(const std::string& spec, KvKind kind, int sinks) {
   std::shared_ptr<Codec> codec = make_codec(spec, kind, model_->config.geometry());
   if (!codec->needs_training()) return codec;
   if (!plan_.text) calibration();  // says what is missing
@@ -150,9 +150,10 @@ Method MethodFactory::make(const MethodSpec& spec, int use_context) {
                           std::max(1, plan_.n_tokens / plan_.context) * plan_.context};
   if (key_trained && use_context > plan_.context &&
       method.key_codec->frame().type == KeyFrame::Type::kPostRope)
-    spdlog::warn("{}: keys after RoPE were calibrated at context {} and are used at {}; positions "
-                 "beyond it fall outside the codebooks (use --calib-context {} or rope=pre)",
-                 spec.key_codec, plan_.context, use_context, use_context);
+    spdlog::warn(
+        "{}: keys after RoPE were calibrated at context {} and are used at {}; positions "
+        "beyond it fall outside the codebooks (use --calib-context {} or rope=pre)",
+        spec.key_codec, plan_.context, use_context, use_context);
   return method;
 }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// From a method's text to something that runs: captures calibration rows from the model, trains what
-// needs training, and keeps codebooks in files so that no run trains twice.
+// From a method's text to something that runs: captures calibration rows from the model, trains
+// what needs training, and keeps codebooks in files so that no run trains twice.
 #pragma once
 
 #include "lib/cache/kv_cache.h"
@@ -17,16 +17,16 @@ namespace million {
 /// The fp16 cache that everything is compared with.
 Method exact_method(const KvGeometry& geometry);
 
-/// Runs `n_tokens` of the text in windows of `context` tokens through the exact model and keeps keys
-/// before RoPE, values and query statistics of every layer.
+/// Runs `n_tokens` of the text in windows of `context` tokens through the exact model and keeps
+/// keys before RoPE, values and query statistics of every layer.
 CalibrationSet capture_calibration(std::shared_ptr<const Model> model, const TokenText& text,
                                    int context, int n_tokens);
 
 /// How codecs are calibrated; part of every codebook file and result row.
 struct CalibrationPlan {
   const TokenText* text = nullptr;
-  int context = 2048;   ///< window length; codes of post-RoPE keys hold only up to it
-  int n_tokens = 8192;
+  int context = 2048;  ///< window length; codes of post-RoPE keys hold only up to it
+  int n_tokens = 10240;
 };
 
 class MethodFactory {

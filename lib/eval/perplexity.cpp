@@ -19,9 +19,9 @@ constexpr int kVocabBlock = 1792;
 
 /// Running sums over the vocabulary of one predicted token.
 struct RowState {
-  double lse = -INFINITY;      ///< of the method's logits so far
-  SoftmaxState reference;      ///< of the reference logits so far
-  float cross = 0.0f;          ///< sum exp(l_ref - max) (l_ref - l), scaled with `reference`
+  double lse = -INFINITY;  ///< of the method's logits so far
+  SoftmaxState reference;  ///< of the reference logits so far
+  float cross = 0.0f;      ///< sum exp(l_ref - max) (l_ref - l), scaled with `reference`
   float top = -INFINITY, reference_top = -INFINITY, target = 0.0f, reference_target = 0.0f;
   int top_id = 0, reference_top_id = 0;
 };
@@ -145,8 +145,7 @@ Evaluation evaluate(std::shared_ptr<const Model> model, const Method& method,
   result.bits_nominal = method.nominal_bits();
   result.bits_cache = cache.measured_bits(false);
   result.bits_total = cache.measured_bits(true);
-  result.seconds =
-      std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  result.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   return result;
 }
 

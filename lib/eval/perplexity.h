@@ -34,8 +34,8 @@ Reference load_reference(const std::filesystem::path& path, const Reference& exp
 struct TokenScores {
   std::vector<double> nll;
   std::vector<double> reference_nll;  ///< of the reference on the same tokens; empty without
-  std::vector<double> kl;        ///< KL(reference || method), nats; empty without reference
-  std::vector<uint8_t> same_top; ///< empty without reference
+  std::vector<double> kl;             ///< KL(reference || method), nats; empty without reference
+  std::vector<uint8_t> same_top;      ///< empty without reference
   void append(const TokenScores& more);
 };
 
@@ -51,9 +51,9 @@ MeanError block_mean(const std::vector<double>& values, int block = kBlockTokens
 /// Everything a row says about a method on a text.
 struct Evaluation {
   TokenScores scores;
-  CacheBytes bytes;          ///< of one window's cache at full context
+  CacheBytes bytes;  ///< of one window's cache at full context
   double bits_nominal = 0.0, bits_cache = 0.0, bits_total = 0.0;
-  double seconds = 0.0;      ///< wall time of all windows, head included
+  double seconds = 0.0;  ///< wall time of all windows, head included
 };
 
 struct EvaluationPlan {
@@ -62,8 +62,8 @@ struct EvaluationPlan {
   DecoderOptions decoder;
 };
 
-/// Scores one method on all windows. With `reference` of the same windows KL and same-top are filled;
-/// with `record` non-null the hidden states are stored there (building a reference).
+/// Scores one method on all windows. With `reference` of the same windows KL and same-top are
+/// filled; with `record` non-null the hidden states are stored there (building a reference).
 Evaluation evaluate(std::shared_ptr<const Model> model, const Method& method,
                     const EvaluationPlan& plan, const Reference* reference,
                     Reference* record = nullptr,

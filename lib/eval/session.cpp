@@ -26,9 +26,12 @@ void add_perplexity(RunRecord& record, const std::vector<double>& nll) {
 
 const char* compute_name(PrefillCompute compute) {
   switch (compute) {
-    case PrefillCompute::kF32: return "f32";
-    case PrefillCompute::kBf16x3: return "bf16x3";
-    case PrefillCompute::kBf16: return "bf16";
+    case PrefillCompute::kF32:
+      return "f32";
+    case PrefillCompute::kBf16x3:
+      return "bf16x3";
+    case PrefillCompute::kBf16:
+      return "bf16";
   }
   return "?";
 }
@@ -41,9 +44,12 @@ PrefillCompute parse_compute(std::string_view text) {
 
 const char* decode_compute_name(DecodeCompute compute) {
   switch (compute) {
-    case DecodeCompute::kInt8: return "int8";
-    case DecodeCompute::kInt8x2: return "int8x2";
-    case DecodeCompute::kExact: return "exact";
+    case DecodeCompute::kInt8:
+      return "int8";
+    case DecodeCompute::kInt8x2:
+      return "int8x2";
+    case DecodeCompute::kExact:
+      return "exact";
   }
   return "?";
 }
@@ -60,11 +66,11 @@ struct EvalSession::Distortion {
 };
 
 EvalSession::EvalSession(std::shared_ptr<const Model> model, SessionPlan plan)
-    : model_(std::move(model)), plan_(std::move(plan)),
+    : model_(std::move(model)),
+      plan_(std::move(plan)),
       factory_(model_, plan_.calibration, plan_.codebooks) {
   if (plan_.calibration.text)
-    require_disjoint(*plan_.calibration.text, *plan_.evaluation.windows.text,
-                     plan_.paper_protocol);
+    require_disjoint(*plan_.calibration.text, *plan_.evaluation.windows.text, plan_.paper_protocol);
   const int context = plan_.evaluation.windows.context;
   if (context > model_->config.n_context)
     spdlog::warn("context {} is beyond the model's trained {}; plain positions lose quality there",
@@ -146,13 +152,14 @@ void EvalSession::add_scores(RunRecord& record, const Evaluation& e) const {
   record.metric("kl", kl.mean, kl.se, kl.n);
   std::vector<double> sorted = s.kl;
   std::sort(sorted.begin(), sorted.end());
-  record.metric("kl_p99", sorted[static_cast<size_t>(0.99 * static_cast<double>(sorted.size() - 1))],
+  record.metric("kl_p99",
+                sorted[static_cast<size_t>(0.99 * static_cast<double>(sorted.size() - 1))],
                 std::nan(""), kl.n);
   record.metric("same_top_percent", 100.0 * top.mean, 100.0 * top.se, top.n);
   record.bits = {{"nominal", e.bits_nominal}, {"cache", e.bits_cache}, {"total", e.bits_total}};
-  record.bytes = {{"codes", e.bytes.codes},   {"scales", e.bytes.scales},
+  record.bytes = {{"codes", e.bytes.codes},       {"scales", e.bytes.scales},
                   {"outliers", e.bytes.outliers}, {"sinks", e.bytes.sinks},
-                  {"window", e.bytes.window}, {"shared", e.bytes.shared}};
+                  {"window", e.bytes.window},     {"shared", e.bytes.shared}};
 }
 
 RunRecord EvalSession::run(const MethodSpec& spec) {
@@ -166,8 +173,8 @@ RunRecord EvalSession::run(const MethodSpec& spec) {
   add_scores(record, result);
   if (plan_.distortion) {
     if (!distortion_)
-      distortion_ = std::make_unique<Distortion>(
-          capture_window(model_, e.windows.window(0), e.decoder));
+      distortion_ =
+          std::make_unique<Distortion>(capture_window(model_, e.windows.window(0), e.decoder));
     add_distortion(record, method, distortion_->window);
   }
   record.timing["evaluate_s"] = result.seconds;

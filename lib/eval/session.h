@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// One evaluation setting (model, text, windows, protocol) in which many methods are scored: keeps the
-// fp16 reference and turns each method into a run record.
+// One evaluation setting (model, text, windows, protocol) in which many methods are scored: keeps
+// the fp16 reference and turns each method into a run record.
 #pragma once
 
 #include "lib/eval/method_factory.h"
@@ -16,13 +16,13 @@ namespace million {
 
 struct SessionPlan {
   EvaluationPlan evaluation;
-  CalibrationPlan calibration;          ///< text may be nullptr
-  std::filesystem::path codebooks;      ///< folder; empty = keep none
-  std::filesystem::path reference;      ///< file; loaded when there, else written; empty = in memory
-  bool paper_protocol = false;          ///< calibrated on the evaluation text; marked in the row
-  bool distortion = true;               ///< also K/V and attention errors on the first window
-  bool limited = false;                 ///< --limit was used: rows are marked "not a result"
-  std::string program, command;         ///< for the records
+  CalibrationPlan calibration;      ///< text may be nullptr
+  std::filesystem::path codebooks;  ///< folder; empty = keep none
+  std::filesystem::path reference;  ///< file; loaded when there, else written; empty = in memory
+  bool paper_protocol = false;      ///< calibrated on the evaluation text; marked in the row
+  bool distortion = true;           ///< also K/V and attention errors on the first window
+  bool limited = false;             ///< --limit was used: rows are marked "not a result"
+  std::string program, command;     ///< for the records
 };
 
 class EvalSession {

@@ -49,7 +49,8 @@ class SpeedRun {
     const int64_t have = lane.cache->n_tokens();
     MILLION_REQUIRE(depth > have + 1, ErrorCode::kUsage,
                     "depths must grow by more than the decoded steps: {} tokens are cached, next "
-                    "depth {}", have, depth);
+                    "depth {}",
+                    have, depth);
     result.prefill_tokens = depth - static_cast<int>(have);
     const auto tokens = std::span(text_.tokens).subspan(have, result.prefill_tokens);
     const auto start = Clock::now();
@@ -98,8 +99,10 @@ std::vector<std::vector<DepthSpeed>> measure_speed(std::shared_ptr<const Model> 
   MILLION_REQUIRE(!plan.depths.empty() && std::is_sorted(plan.depths.begin(), plan.depths.end()),
                   ErrorCode::kUsage, "--depths: expected ascending numbers");
   MILLION_REQUIRE(static_cast<size_t>(plan.depths.back()) <= text.tokens.size(),
-                  ErrorCode::kBadInput, "text {} has {} tokens, depth {} needs more; use a longer "
-                  "text", text.name, text.tokens.size(), plan.depths.back());
+                  ErrorCode::kBadInput,
+                  "text {} has {} tokens, depth {} needs more; use a longer "
+                  "text",
+                  text.name, text.tokens.size(), plan.depths.back());
   SpeedRun run(model, text, plan);
   std::vector<Lane> lanes;
   for (const Method& m : methods)
@@ -155,9 +158,8 @@ RunRecord speed_record(const Model& model, const Method& method, const TokenText
   const double step_bytes =
       static_cast<double>(model.weight_bytes) + static_cast<double>(speed.bytes.cache());
   r.metric("share_of_bandwidth", step_bytes / (p50 * 1e6) / bandwidth_gb_s);
-  r.bits = {{"nominal", method.nominal_bits()},
-            {"cache", speed.bits_cache},
-            {"total", speed.bits_total}};
+  r.bits = {
+      {"nominal", method.nominal_bits()}, {"cache", speed.bits_cache}, {"total", speed.bits_total}};
   r.bytes = {{"kv", speed.bytes.cache()},
              {"shared", speed.bytes.shared},
              {"weights", model.weight_bytes},
@@ -167,17 +169,17 @@ RunRecord speed_record(const Model& model, const Method& method, const TokenText
 }
 
 const std::vector<Column>& speed_columns() {
-  static const std::vector<Column> columns = {{"method", "method"},
-                                              {"config.depth", "depth"},
-                                              {"metrics.tpot_ms", "TPOT p50 ms", 4},
-                                              {"metrics.tpot_p99_ms", "p99 ms", 4},
-                                              {"metrics.tok_per_s", "tokens/s", 4},
-                                              {"metrics.ttft_ms", "TTFT ms", 4},
-                                              {"metrics.prefill_tok_per_s", "prefill tokens/s", 4},
-                                              {"bytes.kv", "KV bytes"},
-                                              {"bits.cache", "bits cache", 4},
-                                              {"metrics.share_of_bandwidth", "share of bandwidth",
-                                               3}};
+  static const std::vector<Column> columns = {
+      {"method", "method"},
+      {"config.depth", "depth"},
+      {"metrics.tpot_ms", "TPOT p50 ms", 4},
+      {"metrics.tpot_p99_ms", "p99 ms", 4},
+      {"metrics.tok_per_s", "tokens/s", 4},
+      {"metrics.ttft_ms", "TTFT ms", 4},
+      {"metrics.prefill_tok_per_s", "prefill tokens/s", 4},
+      {"bytes.kv", "KV bytes"},
+      {"bits.cache", "bits cache", 4},
+      {"metrics.share_of_bandwidth", "share of bandwidth", 3}};
   return columns;
 }
 

@@ -18,10 +18,10 @@ namespace million {
 /// Raw times of one method at one depth.
 struct DepthSpeed {
   int depth = 0;
-  double prefill_ms = 0.0;        ///< prefill of this depth's new tokens (from the depth before)
+  double prefill_ms = 0.0;  ///< prefill of this depth's new tokens (from the depth before)
   int prefill_tokens = 0;
-  double ttft_ms = 0.0;           ///< prefill from an empty cache up to here, first logits included
-  std::vector<double> step_ms;    ///< decode steps, one token each, in order
+  double ttft_ms = 0.0;         ///< prefill from an empty cache up to here, first logits included
+  std::vector<double> step_ms;  ///< decode steps, one token each, in order
   CacheBytes bytes;
   double bits_cache = 0.0, bits_total = 0.0;
 };
@@ -40,8 +40,8 @@ std::vector<std::vector<DepthSpeed>> measure_speed(std::shared_ptr<const Model> 
                                                    const std::vector<Method>& methods,
                                                    const TokenText& text, const SpeedPlan& plan);
 
-/// One row of `kv-decode bench`. share_of_bandwidth = bytes that a step must read (weights once, the
-/// cache once) / median step time / measured read bandwidth.
+/// One row of `kv-decode bench`. share_of_bandwidth = bytes that a step must read (weights once,
+/// the cache once) / median step time / measured read bandwidth.
 RunRecord speed_record(const Model& model, const Method& method, const TokenText& text,
                        const SpeedPlan& plan, const DepthSpeed& speed, double bandwidth_gb_s,
                        const std::string& command);

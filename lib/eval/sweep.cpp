@@ -84,7 +84,8 @@ double value_of(const Json& row, const char* group, const char* name) {
 }
 
 bool scored(const Json& row) {
-  return row.value("status", "") == "ok" && row.contains("metrics") && row["metrics"].contains("kl");
+  return row.value("status", "") == "ok" && row.contains("metrics") &&
+         row["metrics"].contains("kl");
 }
 
 }  // namespace
@@ -99,9 +100,9 @@ std::vector<std::string> grid_methods(const PqGrid& grid, int head_dim) {
                       "M={} does not divide head_dim {}; try a divisor such as {}", m, head_dim,
                       head_dim / 2);
       for (int nbits : grid.nbits)
-        methods.push_back(fmt::format("pq:M={},nbits={},scope={},sinks={}", m, nbits, scope,
-                                      grid.sinks) +
-                          (grid.window > 0 ? fmt::format(",window={}", grid.window) : ""));
+        methods.push_back(
+            fmt::format("pq:M={},nbits={},scope={},sinks={}", m, nbits, scope, grid.sinks) +
+            (grid.window > 0 ? fmt::format(",window={}", grid.window) : ""));
     }
   return methods;
 }

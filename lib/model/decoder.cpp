@@ -30,7 +30,10 @@ struct Product {
 
 struct Decoder::Impl {
   Impl(std::shared_ptr<const Model> m, DecoderOptions o)
-      : model(std::move(m)), options(o), gemm(o.prefill), rope(model->config.geometry().rope),
+      : model(std::move(m)),
+        options(o),
+        gemm(o.prefill),
+        rope(model->config.geometry().rope),
         magnitude(model->config.geometry().rope.magnitude()) {
     MILLION_REQUIRE(o.chunk >= 1, ErrorCode::kUsage, "--chunk: got {}, expected at least 1",
                     o.chunk);

@@ -15,8 +15,8 @@ namespace million {
 
 /// Arithmetic of the dense layers. Prefill: f32 exact, f32 through three bf16 products, bf16.
 /// Decode (one token) on block-quantized weights: int8 activations, int8 activations in two terms
-/// (x and what is left of it: the error of the first falls by two orders at the same weight traffic),
-/// or f32 (exact).
+/// (x and what is left of it: the error of the first falls by two orders at the same weight
+/// traffic), or f32 (exact).
 enum class PrefillCompute { kF32, kBf16x3, kBf16 };
 enum class DecodeCompute { kInt8, kInt8x2, kExact };
 
@@ -26,11 +26,13 @@ struct DecoderOptions {
   int chunk = 512;  ///< tokens that forward() processes at once; results do not depend on it
 };
 
-/// Sees what enters the cache. Rows of token i: q [n_heads][head_dim], k and v [n_kv_heads][head_dim].
+/// Sees what enters the cache. Rows of token i: q [n_heads][head_dim], k and v
+/// [n_kv_heads][head_dim].
 class Probe {
  public:
   virtual ~Probe() = default;
-  /// `first` is the position of the first of n rows. Called once per layer and chunk, layers in order.
+  /// `first` is the position of the first of n rows. Called once per layer and chunk, layers in
+  /// order.
   virtual void on_layer(int layer, int64_t first, int n, const float* q_pre, const float* q,
                         const float* k_pre, const float* k, const float* v) = 0;
   /// Attention output of the same rows before the output projection, [n][n_heads][head_dim].
@@ -43,8 +45,9 @@ class Decoder {
   ~Decoder();
 
   const Model& model() const;
-  /// Runs tokens through all layers, appends their K and V to `cache`, and returns the hidden states
-  /// after the final norm: [n][d_model], valid until the next call. n = 1 takes the decode path.
+  /// Runs tokens through all layers, appends their K and V to `cache`, and returns the hidden
+  /// states after the final norm: [n][d_model], valid until the next call. n = 1 takes the decode
+  /// path.
   std::span<const float> forward(std::span<const int32_t> tokens, KvCache& cache,
                                  Probe* probe = nullptr);
   /// Logits [n][n_vocab] of n hidden rows.

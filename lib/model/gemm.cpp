@@ -117,7 +117,7 @@ struct Gemm::Impl {
   dnnl::engine engine;
   std::mutex mutex;
   std::map<std::tuple<int, int, bool>, std::unique_ptr<Bf16Product>> products;
-  AlignedVector<float> weights;         // [block rows][k]
+  AlignedVector<float> weights;          // [block rows][k]
   Bf16Vector weights_high, weights_low;  // the same as bf16 parts
 };
 

@@ -21,9 +21,11 @@ double ms_since(Clock::time_point start) {
 
 Generator::Generator(std::shared_ptr<const Model> model, const DecoderOptions& options,
                      Method method, const SamplerOptions& sampler, bool async_encode)
-    : model_(std::move(model)), decoder_(model_, options),
+    : model_(std::move(model)),
+      decoder_(model_, options),
       cache_(model_->config.geometry(), std::move(method), Protocol::kDecodePath, async_encode),
-      sampler_(sampler), logits_(model_->config.n_vocab) {}
+      sampler_(sampler),
+      logits_(model_->config.n_vocab) {}
 
 /// Puts tokens into the cache and leaves the logits behind the last one.
 void Generator::feed(std::span<const int32_t> tokens) {
@@ -46,8 +48,10 @@ Generation Generator::run(std::span<const int32_t> prompt, int n_predict, bool i
   }
   const auto total = static_cast<int64_t>(prompt.size()) + n_predict;
   if (total > model_->config.n_context)
-    spdlog::warn("prompt and answer may take {} tokens, the model was trained for {}; plain "
-                 "positions lose quality beyond", total, model_->config.n_context);
+    spdlog::warn(
+        "prompt and answer may take {} tokens, the model was trained for {}; plain "
+        "positions lose quality beyond",
+        total, model_->config.n_context);
   Generation result;
   result.prompt_tokens = static_cast<int>(prompt.size() - shared);
   auto start = Clock::now();

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Text generation on one cached sequence: feeds what is new of a prompt, then samples token by token.
+// Text generation on one cached sequence: feeds what is new of a prompt, then samples token by
+// token.
 #pragma once
 
 #include "lib/model/decoder.h"
@@ -14,11 +15,11 @@
 namespace million {
 
 struct Generation {
-  std::vector<int32_t> ids;      ///< generated tokens, the end token included when it came
-  bool ended = false;            ///< an end token came (false: the limit was reached)
-  double ttft_ms = 0.0;          ///< from the call to the first logits
-  int prompt_tokens = 0;         ///< tokens that had to be fed; the rest was cached
-  std::vector<double> step_ms;   ///< one per generated token after the first
+  std::vector<int32_t> ids;     ///< generated tokens, the end token included when it came
+  bool ended = false;           ///< an end token came (false: the limit was reached)
+  double ttft_ms = 0.0;         ///< from the call to the first logits
+  int prompt_tokens = 0;        ///< tokens that had to be fed; the rest was cached
+  std::vector<double> step_ms;  ///< one per generated token after the first
 };
 
 class Generator {
@@ -26,9 +27,9 @@ class Generator {
   Generator(std::shared_ptr<const Model> model, const DecoderOptions& options, Method method,
             const SamplerOptions& sampler, bool async_encode);
 
-  /// Continues `prompt` (the whole text so far) by at most n_predict tokens. What the cache holds as
-  /// a prefix of the prompt is not fed again; any other cache content is dropped. `on_text` sees each
-  /// token's bytes. Stops at an end token unless ignore_end, or when `on_text` returns false.
+  /// Continues `prompt` (the whole text so far) by at most n_predict tokens. What the cache holds
+  /// as a prefix of the prompt is not fed again; any other cache content is dropped. `on_text` sees
+  /// each token's bytes. Stops at an end token unless ignore_end, or when `on_text` returns false.
   Generation run(std::span<const int32_t> prompt, int n_predict, bool ignore_end,
                  const std::function<bool(std::string_view)>& on_text);
 

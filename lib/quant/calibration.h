@@ -40,7 +40,8 @@ struct CalibrationInfo {
 
 /// Rows of one layer, kind and KV head as f32 [n][head_dim]; keys are rotated into `frame` (values
 /// ignore it). Tokens whose position is below `sinks` are left out: attention sinks are stored
-/// exactly and would distort the statistics. Error(kBadInput) on NaN or Inf, naming layer, head, token.
+/// exactly and would distort the statistics. Error(kBadInput) on NaN or Inf, naming layer, head,
+/// token.
 AlignedVector<float> calibration_rows(const CalibrationSet& data, KvKind kind, int layer, int head,
                                       const KeyFrame& frame, int sinks);
 

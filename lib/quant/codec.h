@@ -3,11 +3,11 @@
 // values): parameters, codebooks, thresholds. A CodeStore holds the codes of one layer.
 #pragma once
 
+#include "kernels/ops.h"
 #include "lib/core/tensor.h"
 #include "lib/quant/calibration.h"
 #include "lib/quant/kv_types.h"
 #include "lib/quant/options.h"
-#include "kernels/ops.h"
 
 #include <cstdint>
 #include <memory>
@@ -36,8 +36,8 @@ class CodeStore {
   /// the split of a run into calls, provided each call but the last appends a multiple of
   /// Codec::block_tokens(); a shorter tail is allowed only as the last append before clear().
   virtual void append(const float* x, int n, int64_t first_token) = 0;
-  /// Decodes tokens [begin, end) (indices of this store) of one KV head to out [end - begin][head_dim].
-  /// Safe to call from several threads at once.
+  /// Decodes tokens [begin, end) (indices of this store) of one KV head to out [end -
+  /// begin][head_dim]. Safe to call from several threads at once.
   virtual void decode(int head, int begin, int end, float* out) const = 0;
   virtual StoreBytes bytes() const = 0;
   virtual void clear() = 0;
@@ -58,9 +58,10 @@ class Codec {
   virtual int block_tokens() const { return 1; }
   /// True when train() or load() must run before make_store().
   virtual bool needs_training() const { return false; }
-  /// Learns from calibration data of the whole model; the first `sinks` positions of each window are
-  /// left out. Deterministic for equal input whatever the thread count. Error(kBadInput) when there are too few rows (says how many are needed) or a row
-  /// holds NaN or Inf (names layer, head, token).
+  /// Learns from calibration data of the whole model; the first `sinks` positions of each window
+  /// are left out. Deterministic for equal input whatever the thread count. Error(kBadInput) when
+  /// there are too few rows (says how many are needed) or a row holds NaN or Inf (names layer,
+  /// head, token).
   virtual void train(const CalibrationSet& data, int sinks) = 0;
   virtual TensorBag save() const { return {}; }
   virtual void load(const TensorBag& bag) = 0;
@@ -90,10 +91,10 @@ std::unique_ptr<Codec> make_codec(std::string_view spec, KvKind kind, const KvGe
 /// "pq:M=32,nbits=8,sinks=4,window=128": `sinks` and `window` are taken from any codec's options,
 /// the rest goes to the codec. Keys and values may differ: parse(k_text, v_text).
 struct MethodSpec {
-  std::string key_codec = "fp16";    ///< canonical codec spec without sinks and window
+  std::string key_codec = "fp16";  ///< canonical codec spec without sinks and window
   std::string value_codec = "fp16";
-  int sinks = 0;                     ///< first tokens kept exact
-  int window = 0;                    ///< most recent tokens kept exact
+  int sinks = 0;   ///< first tokens kept exact
+  int window = 0;  ///< most recent tokens kept exact
 
   static MethodSpec parse(std::string_view text);
   static MethodSpec parse(std::string_view key_text, std::string_view value_text);

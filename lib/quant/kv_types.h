@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Words that every layer above core shares: the shape of a cache, its two kinds, the frame of a key.
+// Words that every layer above core shares: the shape of a cache, its two kinds, the frame of a
+// key.
 #pragma once
 
 #include "lib/core/rope.h"
@@ -23,7 +24,7 @@ struct KeyFrame {
 /// Shape of a model's cache.
 struct KvGeometry {
   int n_layers = 0;
-  int n_heads = 0;     ///< query heads; a multiple of n_kv_heads
+  int n_heads = 0;  ///< query heads; a multiple of n_kv_heads
   int n_kv_heads = 0;
   int head_dim = 0;
   Rope rope;

@@ -15,7 +15,7 @@ struct OptionInfo {
   const char* fallback;  ///< default, as text
   const char* values;    ///< what is allowed, for help and error texts: "1..12", "model|layer|head"
   const char* help;
-  bool shown = false;    ///< part of the canonical text even at its default
+  bool shown = false;  ///< part of the canonical text even at its default
 };
 
 /// Option values of one codec in declared order. Every key has a value (default or given).
@@ -26,7 +26,8 @@ class Options {
   /// method. Error(kUsage) on an unknown or repeated key, naming the known ones.
   Options(std::string_view owner, std::span<const OptionInfo> known, std::string_view text);
 
-  int integer(std::string_view key, int low, int high) const;  ///< Error(kUsage) outside [low, high]
+  int integer(std::string_view key, int low,
+              int high) const;  ///< Error(kUsage) outside [low, high]
   double real(std::string_view key, double low, double high) const;
   /// One of the words in `allowed` ("a|b|c").
   std::string word(std::string_view key, std::string_view allowed) const;
