@@ -162,15 +162,16 @@ def command_line():
     return "python3 " + " ".join(shlex.quote(part) for part in sys.argv)
 
 
-def save(figure, out, caption, sources):
+def save(figure, out, caption, sources, pad_inches=0.1):
     """Writes OUT.pdf, OUT.svg, OUT.png and OUT.txt (caption, sources, command)."""
     folder = os.path.dirname(out)
     if folder:
         os.makedirs(folder, exist_ok=True)
     # Dates are left out of the files: equal data gives equal bytes.
-    figure.savefig(out + ".pdf", bbox_inches="tight", metadata={"CreationDate": None})
-    figure.savefig(out + ".svg", bbox_inches="tight", metadata={"Date": None})
-    figure.savefig(out + ".png", bbox_inches="tight", metadata={"Description": command_line()})
+    layout = {"bbox_inches": "tight", "pad_inches": pad_inches}
+    figure.savefig(out + ".pdf", metadata={"CreationDate": None}, **layout)
+    figure.savefig(out + ".svg", metadata={"Date": None}, **layout)
+    figure.savefig(out + ".png", metadata={"Description": command_line()}, **layout)
     plt.close(figure)
     with open(out + ".txt", "w", encoding="utf-8") as stream:
         stream.write(f"{caption}\nfrom: {' '.join(sources)}\ncommand: {command_line()}\n")

@@ -64,8 +64,9 @@ def main():
             draw(axes, data, width, f"layer {layer}, {title}")
     figure.subplots_adjust(left=0.02, right=0.9, wspace=0.15, hspace=0.15)
     which = "all KV heads side by side" if args.head == "all" else f"KV head {args.head}"
+    # A tight box does not know the labels of 3-D axes: the margin keeps the last one whole.
     common.save(figure, args.out, f"Magnitude of the cache over tokens and channels, {which}. "
-                f"A point is the maximum over {width} tokens.", [args.dump])
+                f"A point is the maximum over {width} tokens.", [args.dump], pad_inches=0.4)
 
 
 if __name__ == "__main__":
