@@ -11,7 +11,6 @@
 #include <spdlog/sinks/stdout_color_sinks.h>
 #include <spdlog/spdlog.h>
 
-#include <omp.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -54,30 +53,6 @@ void start_log(int verbosity) {
   spdlog::set_default_logger(log);
 }
 
-/// Moves signal handlers off the stack of the code they interrupt. oneDNN's generated f32 kernels
-/// use the stack pointer as a plain register, so a handler on the running stack writes its frame
-/// into the heap (seen with oneDNN 2.6.3, AVX-512: Ctrl-C during prefill corrupted memory in one
-/// run of 15). The kernel gives process signals to the main thread first; workers block them.
-void move_signal_handlers() {
-  // Never freed: a signal may come during exit.
-  static auto& memory = *new std::vector<char>(static_cast<std::size_t>(SIGSTKSZ) + 64 * 1024);
-  stack_t stack{};
-  stack.ss_sp = memory.data();
-  stack.ss_size = memory.size();
-  MILLION_ASSERT(sigaltstack(&stack, nullptr) == 0);
-  sigset_t handled;
-  sigemptyset(&handled);
-  for (int signal : {SIGINT, SIGTERM, SIGUSR1}) {
-    struct sigaction action {};
-    sigaction(signal, nullptr, &action);
-    action.sa_flags |= SA_ONSTACK;
-    sigaction(signal, &action, nullptr);
-    sigaddset(&handled, signal);
-  }
-#pragma omp parallel
-  if (omp_get_thread_num() != 0) pthread_sigmask(SIG_BLOCK, &handled, nullptr);
-}
-
 struct CommonFlags {
   std::string isa = "auto", progress = "auto";
   bool quiet = false, verbose = false;
@@ -118,7 +93,7 @@ void apply_common_flags(const CommonFlags& flags, AppContext& context) {
   select_isa(flags.isa);
   if (context.threads == 0) context.threads = usable_cores();
   set_threads(context.threads);
-  move_signal_handlers();
+  keep_signals_to_main_thread();
 }
 
 void flush_stdout() {

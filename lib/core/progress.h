@@ -28,6 +28,9 @@ class Progress {
 
 /// Installs handlers for SIGINT, SIGTERM and SIGUSR1 that only set a flag; SIGPIPE is ignored.
 void install_signal_handlers();
+/// Makes the OpenMP workers block those signals; call after set_threads. Only the main thread has
+/// the handlers' own stack.
+void keep_signals_to_main_thread();
 bool interrupted();
 /// Throws Error(kInterrupted) once a signal arrived. Long loops call it between units of work.
 void check_interrupted();
