@@ -28,14 +28,17 @@ def pareto(points):
     return front
 
 
-def panel(axes, rows, name, title, reference):
-    """One scatter of a metric; rows are (bits, value, se, method)."""
+def panel(axes, rows, name, title, reference, totals):
+    """One scatter of a metric; rows are (bits, value, se, method), totals the bits with codebooks."""
     looks = common.styles(common.family(row[3]) for row in rows)
     for family, (colour, marker, label) in looks.items():
         mine = [row for row in rows if common.family(row[3]) == family]
         axes.errorbar([r[0] for r in mine], [r[1] for r in mine],
                       yerr=[r[2] or 0 for r in mine], fmt=marker, color=colour, label=label,
                       markersize=9 if family == "fp16" else 5, capsize=2, linewidth=1)
+        for bits, value, _, method in mine:  # how far one sequence's share of the codebooks reaches
+            axes.hlines(value, bits, max(bits, totals.get(method) or bits), color=colour,
+                        linewidth=0.7, alpha=0.5, zorder=0)
     front = pareto([(r[0], r[1]) for r in rows])
     axes.step([p[0] for p in front], [p[1] for p in front], where="post", color="0.45",
               linewidth=1, zorder=0, label="Pareto line")
@@ -93,13 +96,14 @@ def draw(records, group, out, sources):
         perplexity = [(b, v, fp16 * paired[m] / 100 if paired.get(m) is not None else e, m)
                       for b, v, e, m in perplexity]
         perplexity, beyond = clip(perplexity, MAX_PPL_RATIO * fp16)
-    panel(left, perplexity, "perplexity", "perplexity (lower is better)", fp16)
+    totals = {r["method"]: r.get("bits", {}).get("total") for r in records}
+    panel(left, perplexity, "perplexity", "perplexity (lower is better)", fp16, totals)
     for bits, value, _ in beyond:
         left.annotate(f"↑ {value:.0f}", (bits, MAX_PPL_RATIO * fp16), fontsize=6.5, ha="right",
                       xytext=(-4, -8), textcoords="offset points")
     if divergence:
         panel(right, divergence, "divergence from fp16",
-              "mean KL divergence to fp16 (nats per token)", None)
+              "mean KL divergence to fp16 (nats per token)", None, totals)
     else:
         right.set_axis_off()
         right.text(0.5, 0.5, "no KL divergence in these records", ha="center")
@@ -109,7 +113,9 @@ def draw(records, group, out, sources):
                 f"Quality against memory, protocol {protocol}, windows of {context} tokens, "
                 f"{len(perplexity)} methods. Bars: one standard error of the "
                 "difference to fp16. The dashed line is fp16, "
-                "the grey line joins the methods that no other beats in both bits and quality.",
+                "the grey line joins the methods that no other beats in both bits and quality. "
+                "A thin line reaches to the bits with codebooks, were they held for this one "
+                "sequence alone.",
                 sources)
 
 
