@@ -76,8 +76,8 @@ int bench(const DecodeFlags& flags, const AppContext& context) {
                   "bench needs --text FILE to prefill with");
   const TokenText text = load_text(in->model->tokenizer, flags.text);
   const SpeedPlan plan{flags.depths, flags.steps, flags.repeats, in->options, !flags.sync_encode};
-  const double bandwidth = measure_read_bandwidth();
   const auto lanes = measure_speed(in->model, in->methods, text, plan);
+  const double bandwidth = measure_read_bandwidth();  // last: its buffer counts in the peak memory
   const bool to_file = !context.json.empty() && context.json != "-";
   RecordFile file(to_file ? context.json : std::string());
   std::vector<Json> rows;

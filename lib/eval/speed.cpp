@@ -115,6 +115,7 @@ std::vector<std::vector<DepthSpeed>> measure_speed(std::shared_ptr<const Model> 
       result[i].back().bytes = lanes[i].cache->bytes();
       result[i].back().bits_cache = lanes[i].cache->measured_bits(false);
       result[i].back().bits_total = lanes[i].cache->measured_bits(true);
+      result[i].back().peak_rss_bytes = peak_rss_bytes();
       progress.step(methods[i].spec.to_string());
     }
     for (int round = 0; round <= plan.repeats; ++round)
@@ -163,7 +164,7 @@ RunRecord speed_record(const Model& model, const Method& method, const TokenText
   r.bytes = {{"kv", speed.bytes.cache()},
              {"shared", speed.bytes.shared},
              {"weights", model.weight_bytes},
-             {"peak_rss", peak_rss_bytes()}};
+             {"peak_rss", speed.peak_rss_bytes}};
   r.times("step_ms", speed.step_ms);
   return r;
 }

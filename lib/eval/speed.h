@@ -24,6 +24,7 @@ struct DepthSpeed {
   std::vector<double> step_ms;  ///< decode steps, one token each, in order
   CacheBytes bytes;
   double bits_cache = 0.0, bits_total = 0.0;
+  uint64_t peak_rss_bytes = 0;    ///< of the process so far, all methods of the run together
 };
 
 struct SpeedPlan {
@@ -49,7 +50,7 @@ RunRecord speed_record(const Model& model, const Method& method, const TokenText
 const std::vector<Column>& speed_columns();
 
 /// Read bandwidth of main memory over all threads in GB/s: median of several passes over a buffer
-/// much larger than the caches.
+/// much larger than the caches (512 MiB, which count in the peak memory of the process).
 double measure_read_bandwidth();
 
 /// Quantile q of raw times, linear between neighbours.
