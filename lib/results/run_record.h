@@ -79,7 +79,7 @@ class RecordFile {
 /// "metrics.ppl"). A metric's path stands for value and se.
 struct Column {
   std::string path;
-  std::string title;  ///< empty: the path
+  std::string title = {};  ///< empty: the path
   int digits = 4;     ///< significant digits of floating-point values in Markdown
 };
 
