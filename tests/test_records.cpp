@@ -3,6 +3,7 @@
 #include "lib/core/files.h"
 #include "lib/results/provenance.h"
 #include "lib/results/run_record.h"
+#include "tests/scratch.h"
 
 #include <unistd.h>
 #include <catch2/catch.hpp>
@@ -15,20 +16,6 @@ using namespace million;
 namespace fs = std::filesystem;
 
 namespace {
-
-class Scratch {
- public:
-  Scratch() {
-    std::string pattern = (fs::temp_directory_path() / "million-records-XXXXXX").string();
-    REQUIRE(mkdtemp(pattern.data()));
-    path_ = pattern;
-  }
-  ~Scratch() { fs::remove_all(path_); }
-  fs::path operator/(const char* name) const { return path_ / name; }
-
- private:
-  fs::path path_;
-};
 
 RunRecord make_row(int context, double ppl) {
   RunRecord row;

@@ -7,6 +7,7 @@
 #include "lib/core/rng.h"
 #include "lib/results/dump_file.h"
 #include "lib/results/tensor_file.h"
+#include "tests/scratch.h"
 
 #include <sys/resource.h>
 #include <sys/wait.h>
@@ -22,20 +23,6 @@ using namespace million;
 namespace fs = std::filesystem;
 
 namespace {
-
-class Scratch {
- public:
-  Scratch() {
-    std::string pattern = (fs::temp_directory_path() / "million-results-XXXXXX").string();
-    REQUIRE(mkdtemp(pattern.data()));
-    path_ = pattern;
-  }
-  ~Scratch() { fs::remove_all(path_); }
-  fs::path operator/(const char* name) const { return path_ / name; }
-
- private:
-  fs::path path_;
-};
 
 /// Code of the Error that `f` throws; 0 when it returns.
 int error_code(const std::function<void()>& f) {

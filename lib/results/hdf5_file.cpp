@@ -334,19 +334,34 @@ void Hdf5File::create_dataset(const std::string& name, Hdf5Type type,
   if (!dataset || !dataset.close()) broken("dataset " + name);
 }
 
+namespace {
+
+/// A box [start, start + count) of a dataset and the memory that holds it.
+struct Slab {
+  Slab(hid_t dataset, std::span<const uint64_t> start, std::span<const uint64_t> count)
+      : type(H5Dget_type(dataset), H5Tclose),
+        space(H5Dget_space(dataset), H5Sclose),
+        memory(H5Screate_simple(static_cast<int>(count.size()),
+                                reinterpret_cast<const hsize_t*>(count.data()), nullptr),
+               H5Sclose) {
+    selected = H5Sselect_hyperslab(space.get(), H5S_SELECT_SET,
+                                   reinterpret_cast<const hsize_t*>(start.data()), nullptr,
+                                   reinterpret_cast<const hsize_t*>(count.data()), nullptr) >= 0;
+  }
+  Handle type, space, memory;
+  bool selected = false;
+};
+
+}  // namespace
+
 void Hdf5File::write(const std::string& name, std::span<const uint64_t> start,
                      std::span<const uint64_t> count, const void* data) {
   Handle dataset = open_dataset(id_, name, count, 4);
   if (!dataset) broken("dataset " + name);
-  Handle type(H5Dget_type(dataset.get()), H5Tclose);
-  Handle space(H5Dget_space(dataset.get()), H5Sclose);
-  Handle memory(H5Screate_simple(static_cast<int>(count.size()),
-                                 reinterpret_cast<const hsize_t*>(count.data()), nullptr),
-                H5Sclose);
-  if (H5Sselect_hyperslab(space.get(), H5S_SELECT_SET,
-                          reinterpret_cast<const hsize_t*>(start.data()), nullptr,
-                          reinterpret_cast<const hsize_t*>(count.data()), nullptr) < 0 ||
-      H5Dwrite(dataset.get(), type.get(), memory.get(), space.get(), H5P_DEFAULT, data) < 0 ||
+  const Slab slab(dataset.get(), start, count);
+  if (!slab.selected ||
+      H5Dwrite(dataset.get(), slab.type.get(), slab.memory.get(), slab.space.get(), H5P_DEFAULT,
+               data) < 0 ||
       !dataset.close())
     broken("dataset " + name);
 }
@@ -355,15 +370,9 @@ void Hdf5File::read(const std::string& name, std::span<const uint64_t> start,
                     std::span<const uint64_t> count, void* data) const {
   Handle dataset = open_dataset(id_, name, count, 4);
   if (!dataset) broken("dataset " + name);
-  Handle type(H5Dget_type(dataset.get()), H5Tclose);
-  Handle space(H5Dget_space(dataset.get()), H5Sclose);
-  Handle memory(H5Screate_simple(static_cast<int>(count.size()),
-                                 reinterpret_cast<const hsize_t*>(count.data()), nullptr),
-                H5Sclose);
-  if (H5Sselect_hyperslab(space.get(), H5S_SELECT_SET,
-                          reinterpret_cast<const hsize_t*>(start.data()), nullptr,
-                          reinterpret_cast<const hsize_t*>(count.data()), nullptr) < 0 ||
-      H5Dread(dataset.get(), type.get(), memory.get(), space.get(), H5P_DEFAULT, data) < 0)
+  const Slab slab(dataset.get(), start, count);
+  if (!slab.selected || H5Dread(dataset.get(), slab.type.get(), slab.memory.get(), slab.space.get(),
+                                H5P_DEFAULT, data) < 0)
     broken("dataset " + name);
 }
 
