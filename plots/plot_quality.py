@@ -29,7 +29,7 @@ def pareto(points):
 
 
 def panel(axes, rows, name, title, reference, totals):
-    """One scatter of a metric; rows are (bits, value, se, method), totals the bits with codebooks."""
+    """One scatter of a metric; rows are (bits, value, se, method), totals: bits with codebooks."""
     looks = common.styles(common.family(row[3]) for row in rows)
     for family, (colour, marker, label) in looks.items():
         mine = [row for row in rows if common.family(row[3]) == family]
