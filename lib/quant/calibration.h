@@ -26,8 +26,13 @@ struct CalibrationSet {
   /// [layer] -> [n_kv_heads][head_dim]: mean over tokens and the group's query heads of q_d^2,
   /// queries before RoPE (RoPE keeps the sum over a pair, so it serves both frames).
   std::vector<std::vector<float>> q_second_moment;
-  /// Optional squared loss gradients, same layout as k_pre and v, f32; empty = not given.
+  /// Optional squared gradients of the loss with respect to keys before RoPE and values, for the
+  /// first n_grad_tokens tokens: [layer] -> [n_grad_tokens][n_kv_heads][head_dim]; empty = none.
+  int n_grad_tokens = 0;
   std::vector<AlignedVector<float>> k_grad2, v_grad2;
+  /// Fisher matrices E[g g^T] of the same gradients, keys before RoPE:
+  /// [layer] -> [n_kv_heads][head_dim][head_dim]; empty = none.
+  std::vector<std::vector<float>> k_fisher, v_fisher;
 
   int64_t position(int64_t t) const { return t % context; }
 };

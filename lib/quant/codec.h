@@ -46,6 +46,17 @@ class CodeStore {
   virtual PqSide pq_side(int /*head*/) const { return PqSide{0, 0, nullptr, nullptr}; }
 };
 
+/// Tokens behind the sinks that a method keeps exact by a rule of its own paper; such a method
+/// takes no `window`. Coded tokens (counted behind the sinks) that the query at index i behind the
+/// sinks sees:
+///   kNone   the cache's rule (sinks, window, see lib/cache/README.md)
+///   kFlush  floor(i / length) * length: the residual is encoded whole when it holds `length`
+///   kSlide  max(0, i - length): beyond `length` the oldest token is encoded at every step
+struct ResidualRule {
+  enum class Type { kNone, kFlush, kSlide } type = Type::kNone;
+  int length = 0;
+};
+
 class Codec {
  public:
   virtual ~Codec() = default;
@@ -56,6 +67,9 @@ class Codec {
   virtual KeyFrame frame() const { return {}; }
   /// Tokens that are encoded together (a group of per-channel scales); 1 when rows are independent.
   virtual int block_tokens() const { return 1; }
+  virtual ResidualRule residual() const { return {}; }
+  /// True when train() learns more from gradients of the loss (CalibrationSet::k_fisher ...).
+  virtual bool wants_gradients() const { return false; }
   /// True when train() or load() must run before make_store().
   virtual bool needs_training() const { return false; }
   /// Learns from calibration data of the whole model; the first `sinks` positions of each window
