@@ -194,7 +194,7 @@ TEST_CASE("pq: codes are nearest centroids, decoding gives the centroid, tables 
   const auto x = testdata::rows(g, 700, 11);
   for (int nbits = 1; nbits <= 12; ++nbits) {
     const int M = nbits % 2 == 0 ? 16 : 8, dsub = 64 / M, K = 1 << nbits;
-    const std::string spec = fmt::format("pq:M={},nbits={},scope=model,iters=1", M, nbits);
+    const std::string spec = fmt::format("pq:M={},nbits={},scope=model,frame=off,iters=1", M, nbits);
     CAPTURE(spec);
     const auto codec = trained(spec, KvKind::kValue);
     CHECK(codec->nominal_bits() == Approx(static_cast<double>(M) * nbits / 64));
@@ -204,7 +204,8 @@ TEST_CASE("pq: codes are nearest centroids, decoding gives the centroid, tables 
     const auto y = decode_all(*store, g);
     Rng rng(2);
     for (int h = 0; h < 3; ++h) {
-      const PqSide side = store->pq_side(h);
+      AlignedVector<float> centroids;
+      const PqSide side = store->pq_side(h, &centroids);
       REQUIRE(side.M == M);
       REQUIRE(side.nbits == nbits);
       REQUIRE(std::memcmp(side.centroids, book.data(), book.size() * sizeof(float)) == 0);
@@ -246,21 +247,21 @@ TEST_CASE("pq: permuting heads permutes codes under a shared codebook", "[pq]") 
   for (size_t i = 0; i < x.size(); i += g.row())
     for (int h = 0; h < 3; ++h)
       std::copy_n(x.data() + i + h * 64, 64, rotated.data() + i + (h + 1) % 3 * 64);
-  const auto shared = trained("pq:M=16,nbits=6,scope=layer,iters=2", KvKind::kKey);
+  const auto shared = trained("pq:M=16,nbits=6,scope=layer,frame=off,iters=2", KvKind::kKey);
   const auto a = coded(*shared, x), b = coded(*shared, rotated);
   const size_t head = static_cast<size_t>(600) * 64;
   for (int h = 0; h < 3; ++h)
     CHECK(std::equal(a.begin() + h * head, a.begin() + (h + 1) * head,
                      b.begin() + (h + 1) % 3 * head));
-  const auto own = trained("pq:M=16,nbits=6,iters=2", KvKind::kKey);
+  const auto own = trained("pq:M=16,nbits=6,frame=off,iters=2", KvKind::kKey);
   CHECK(!std::equal(a.begin(), a.begin() + head, coded(*own, rotated).begin() + head));
 }
 
 TEST_CASE("pq: scopes share what they say, blocks and bytes are exact", "[pq]") {
   const KvGeometry g = data().geometry;
-  CHECK(trained("pq:M=8,nbits=4,scope=head,iters=1", KvKind::kKey)->save().tensors.size() == 6);
-  CHECK(trained("pq:M=8,nbits=4,scope=layer,iters=1", KvKind::kKey)->save().tensors.size() == 2);
-  const auto codec = trained("pq:M=8,nbits=4,scope=model,iters=1", KvKind::kKey);
+  CHECK(trained("pq:M=8,nbits=4,scope=head,frame=off,iters=1", KvKind::kKey)->save().tensors.size() == 6);
+  CHECK(trained("pq:M=8,nbits=4,scope=layer,frame=off,iters=1", KvKind::kKey)->save().tensors.size() == 2);
+  const auto codec = trained("pq:M=8,nbits=4,scope=model,frame=off,iters=1", KvKind::kKey);
   CHECK(codec->shared_bytes() == 16 * 64 * sizeof(float));
   const auto x = testdata::rows(g, 1025);
   const auto store = codec->make_store(0);
@@ -279,14 +280,14 @@ TEST_CASE("pq: more rows than asked for are sampled evenly, and k-means lowers t
   const auto x = testdata::rows(g, 500, 21);
   double before = 1e9;
   for (const int iters : {1, 3, 20}) {
-    const auto codec = trained(fmt::format("pq:M=16,nbits=5,scope=model,rows=2000,iters={}", iters),
+    const auto codec = trained(fmt::format("pq:M=16,nbits=5,scope=model,frame=off,rows=2000,iters={}", iters),
                                KvKind::kValue);
     const double error = testdata::nmse(x, coded(*codec, x), g);
     CHECK(error < before);
     before = error;
   }
-  const auto a = trained("pq:M=16,nbits=5,scope=model,rows=300", KvKind::kValue)->save();
-  const auto b = trained("pq:M=16,nbits=5,scope=model,rows=300,seed=5", KvKind::kValue)->save();
+  const auto a = trained("pq:M=16,nbits=5,scope=model,frame=off,rows=300", KvKind::kValue)->save();
+  const auto b = trained("pq:M=16,nbits=5,scope=model,frame=off,rows=300,seed=5", KvKind::kValue)->save();
   CHECK(a.tensors.at("model.codebook").data != b.tensors.at("model.codebook").data);
   CHECK(b.attributes["seed"] == 5);
   CHECK(calibration_rows(data(), KvKind::kValue, 0, 0, {}, 4).size() / 64 > 300);

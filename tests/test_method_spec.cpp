@@ -9,11 +9,11 @@ using namespace million;
 
 TEST_CASE("method text: sinks and window belong to the cache", "[spec]") {
   const MethodSpec m = MethodSpec::parse("pq:window=128,nbits=08,sinks=4,M=16");
-  CHECK(m.key_codec == "pq:M=16,nbits=8,scope=head");
+  CHECK(m.key_codec == "pq:M=16,nbits=8,scope=head,frame=64");
   CHECK(m.value_codec == m.key_codec);
   CHECK(m.sinks == 4);
   CHECK(m.window == 128);
-  CHECK(m.to_string() == "pq:M=16,nbits=8,scope=head,sinks=4,window=128");
+  CHECK(m.to_string() == "pq:M=16,nbits=8,scope=head,frame=64,sinks=4,window=128");
   CHECK(MethodSpec::parse(m.to_string()) == m);
   CHECK(MethodSpec::parse("fp16").to_string() == "fp16");
   CHECK(MethodSpec::parse("fp16:sinks=4").to_string() == "fp16:sinks=4");
@@ -23,7 +23,7 @@ TEST_CASE("method text: sinks and window belong to the cache", "[spec]") {
   CHECK(two.sinks == 4);
   CHECK(two.window == 32);
   CHECK(two.to_string() ==
-        "pq:M=32,nbits=8,scope=head,sinks=4,window=32 | "
+        "pq:M=32,nbits=8,scope=head,frame=64,sinks=4,window=32 | "
         "uniform:bits=8,axis=token,sinks=4,window=32");
   CHECK(MethodSpec::parse(two.to_string()) == two);
   for (const char* bad :
@@ -41,7 +41,17 @@ TEST_CASE("options outside their range give one line with the range", "[spec]") 
                           "pq:nbits=13",
                           "pq:nbits=0",
                           "pq:scope=token",
-                          "pq:rope=mid",
+                          "pq:frame=mid",
+                          "pq:frame=0",
+                          "pq:rotate=left",
+                          "pq:rank=48,M=32",
+                          "pq:rank=32,M=16,rotate=none",
+                          "pq:layers=16x8",
+                          "pq:layers=16x8*",
+                          "pq:layers=7x8*2",
+                          "pq:layers=16x13*2",
+                          "pq:layers=8x8+16x8,scope=model",
+                          "pq:weights=fisher",
                           "pq:rows=0",
                           "pq:iters=0",
                           "uniform:bits=1",

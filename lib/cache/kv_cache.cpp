@@ -231,8 +231,8 @@ void KvCache::Impl::attend_many(Layer& layer, const float* q, int n, int64_t n_c
 void KvCache::Impl::attend_codes(const Layer& layer, int head, int64_t begin, int64_t end,
                                  const float* q, SoftmaxState* state, float* acc) const {
   const int group = geometry.group(), d = geometry.head_dim;
-  PqSide k = layer.k->pq_side(head), v = layer.v->pq_side(head);
-  thread_local AlignedVector<float> scratch;
+  thread_local AlignedVector<float> scratch, k_centroids, v_centroids;
+  PqSide k = layer.k->pq_side(head, &k_centroids), v = layer.v->pq_side(head, &v_centroids);
   if (k.blocks && v.blocks && method.key_codec->frame().type == KeyFrame::Type::kPostRope) {
     scratch.resize(pq_scratch_floats(group, d, k.M, k.nbits));
     k.blocks += begin / kPqBlock;

@@ -33,9 +33,16 @@ AlignedVector<float> calibration_rows(const CalibrationSet& data, KvKind kind, i
     // rotate_to and not move: stored keys of every frame carry YaRN's magnitude, even at position
     // 0.
     if (kind == KvKind::kKey)
-      g.rope.rotate_to(rows.data() + at, 1, d, frame.position(data.position(t)));
+      g.rope.rotate_to(rows.data() + at, 1, d, data.frame_position(frame, t));
   }
   return rows;
+}
+
+std::vector<int64_t> calibration_tokens(const CalibrationSet& data, int sinks) {
+  std::vector<int64_t> tokens;
+  for (int64_t t = 0; t < data.n_tokens; ++t)
+    if (data.position(t) >= sinks) tokens.push_back(t);
+  return tokens;
 }
 
 }  // namespace million

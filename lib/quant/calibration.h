@@ -35,6 +35,10 @@ struct CalibrationSet {
   std::vector<std::vector<float>> k_fisher, v_fisher;
 
   int64_t position(int64_t t) const { return t % context; }
+  /// Position in `frame` at which row t is trained.
+  int64_t frame_position(const KeyFrame& frame, int64_t t) const {
+    return frame.position(position(t));
+  }
 };
 
 /// What identifies calibration in a codebook file and in every result row.
@@ -49,5 +53,7 @@ struct CalibrationInfo {
 /// token.
 AlignedVector<float> calibration_rows(const CalibrationSet& data, KvKind kind, int layer, int head,
                                       const KeyFrame& frame, int sinks);
+/// Tokens of those rows, in the same order.
+std::vector<int64_t> calibration_tokens(const CalibrationSet& data, int sinks);
 
 }  // namespace million

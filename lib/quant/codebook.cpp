@@ -78,21 +78,32 @@ std::vector<Stream> streams_of(CodebookScope scope, const KvGeometry& g, int ind
   return streams;
 }
 
-/// Copies `take` of the n rows to `out` in their order: selection sampling (Knuth 3.4.2, S).
-void sample_rows(const float* rows, int64_t n, int64_t take, int d, Rng rng, float* out) {
+/// Calls f for `take` of the given rows in their order: selection sampling (Knuth 3.4.2, S).
+template <class F>
+void sample_rows(const std::vector<int64_t>& rows, int64_t take, Rng rng, const F& f) {
+  const int64_t n = static_cast<int64_t>(rows.size());
   for (int64_t i = 0, left = take; i < n && left > 0; ++i) {
     if (static_cast<int64_t>(rng.below(n - i)) >= left) continue;
-    std::memcpy(out, rows + i * d, sizeof(float) * d);
-    out += d;
+    f(rows[i]);
     --left;
   }
 }
 
-int64_t rows_per_stream(const CalibrationSet& data, int sinks) {
-  int64_t n = 0;
-  for (int64_t t = 0; t < data.n_tokens; ++t) n += data.position(t) >= sinks;
-  return n;
+/// Rows a codebook may learn from: tokens behind the sinks, and with gradients where they count.
+std::vector<int64_t> usable_rows(const CalibrationSet& data, int sinks, bool with_gradients) {
+  std::vector<int64_t> rows;
+  const auto tokens = calibration_tokens(data, sinks);
+  for (size_t i = 0; i < tokens.size(); ++i)
+    if (!with_gradients || tokens[i] < data.n_grad_tokens) rows.push_back(static_cast<int64_t>(i));
+  return rows;
 }
+
+/// Training rows of one codebook in the codes' coordinates, and the gradients of the same values.
+struct TrainRows {
+  int64_t n = 0;
+  AlignedVector<float> x;  ///< [n][rank]
+  AlignedVector<float> gradient2;  ///< [n][head_dim], or empty
+};
 
 struct TrainJob {
   const CalibrationSet& data;
@@ -100,44 +111,100 @@ struct TrainJob {
   KeyFrame frame;
   int sinks;
   PqParams params;
-  int64_t stream_rows;  ///< rows of each (layer, head)
+  std::vector<int64_t> usable;  ///< rows of each (layer, head)
+  std::vector<PqBasis> bases = {};
 
+  int rank() const { return params.basis.rank; }
   int64_t rows(int64_t n_streams) const {
-    return std::min<int64_t>(params.max_rows, stream_rows * n_streams);
+    return std::min<int64_t>(params.max_rows, static_cast<int64_t>(usable.size()) * n_streams);
   }
-  AlignedVector<float> gather(int index) const;
-  void train(int index, float* book) const;
+  void train_bases();
+  TrainRows gather(int index) const;
+  void add_rows(const Stream& stream, int64_t begin, int64_t end, TrainRows* rows) const;
+  PqBook train(int index) const;
 };
 
-/// Training rows of one codebook, [rows][head_dim].
-AlignedVector<float> TrainJob::gather(int index) const {
+void TrainJob::train_bases() {
+  if (params.basis.identity() && rank() == data.geometry.head_dim) return;
   const KvGeometry& g = data.geometry;
-  const std::vector<Stream> streams = streams_of(params.scope, g, index);
-  const int64_t n_streams = static_cast<int64_t>(streams.size()), total = rows(n_streams);
-  AlignedVector<float> x(static_cast<size_t>(total) * g.head_dim);
-  parallel_for(n_streams, [&](int64_t s) {
-    const Stream& stream = streams[s];
-    const auto all = calibration_rows(data, kind, stream.layer, stream.head, frame, sinks);
-    const int64_t begin = total * s / n_streams, end = total * (s + 1) / n_streams;
-    const uint64_t id = static_cast<uint64_t>(stream.layer) * g.n_kv_heads + stream.head;
-    sample_rows(all.data(), stream_rows, end - begin, g.head_dim, Rng(params.seed, id),
-                x.data() + begin * g.head_dim);
+  bases.resize(static_cast<size_t>(g.n_layers) * g.n_kv_heads);
+  parallel_for(static_cast<int64_t>(bases.size()), [&](int64_t i) {
+    check_interrupted();
+    const int layer = static_cast<int>(i / g.n_kv_heads), head = static_cast<int>(i % g.n_kv_heads);
+    PqBasisParams p = params.basis;
+    const PqShape& shape = params.layers[layer];
+    if (shape.exact()) return;
+    p.M = shape.M;
+    p.nbits = shape.nbits;
+    bases[i] = train_basis(data, kind, layer, head, frame, sinks, p);
   });
-  return x;
 }
 
-void TrainJob::train(int index, float* book) const {
-  check_interrupted();
-  const AlignedVector<float> x = gather(index);
-  const int d = data.geometry.head_dim, dsub = d / params.M;
-  const int64_t n = static_cast<int64_t>(x.size()) / d;
-  parallel_for(params.M, [&](int64_t m) {
-    AlignedVector<float> part(static_cast<size_t>(n) * dsub);
-    for (int64_t i = 0; i < n; ++i)
-      std::memcpy(part.data() + i * dsub, x.data() + i * d + m * dsub, sizeof(float) * dsub);
-    train_kmeans(part.data(), n, dsub, params.K(), params.iters, params.seed + m,
-                 book + m * params.K() * dsub);
+/// Copies an equal share of one stream's rows to places [begin, end) of `rows`.
+void TrainJob::add_rows(const Stream& stream, int64_t begin, int64_t end, TrainRows* rows) const {
+  const KvGeometry& g = data.geometry;
+  const int d = g.head_dim;
+  const uint64_t id = static_cast<uint64_t>(stream.layer) * g.n_kv_heads + stream.head;
+  const bool centre = params.basis.centre;
+  const auto all =
+      centred_rows(data, kind, stream.layer, stream.head, frame, sinks, centre, nullptr);
+  AlignedVector<float> encode;
+  if (!bases.empty()) {
+    encode.resize(static_cast<size_t>(rank()) * d);
+    ops().f16_to_f32(bases[id].encode.data(), encode.data(), encode.size());
+  }
+  const auto tokens = calibration_tokens(data, sinks);
+  const auto& gradients = kind == KvKind::kKey ? data.k_grad2 : data.v_grad2;
+  sample_rows(usable, end - begin, Rng(params.seed, id), [&](int64_t row) {
+    float* to = rows->x.data() + begin * rank();
+    if (encode.empty())
+      std::memcpy(to, all.data() + row * d, sizeof(float) * d);
+    else
+      to_basis(all.data() + row * d, 1, d, rank(), encode.data(), to);
+    if (!rows->gradient2.empty())
+      std::copy_n(gradients[stream.layer].data() + tokens[row] * g.row() + stream.head * d, d,
+                  rows->gradient2.data() + begin * d);
+    ++begin;
   });
+}
+
+TrainRows TrainJob::gather(int index) const {
+  const KvGeometry& g = data.geometry;
+  const std::vector<Stream> streams = streams_of(params.scope, g, index);
+  const int64_t n_streams = static_cast<int64_t>(streams.size());
+  TrainRows out;
+  out.n = rows(n_streams);
+  out.x.resize(static_cast<size_t>(out.n) * rank());
+  if (params.fisher_weights) out.gradient2.resize(static_cast<size_t>(out.n) * g.head_dim);
+  parallel_for(n_streams, [&](int64_t s) {
+    add_rows(streams[s], out.n * s / n_streams, out.n * (s + 1) / n_streams, &out);
+  });
+  return out;
+}
+
+PqBook TrainJob::train(int index) const {
+  check_interrupted();
+  const PqShape shape = params.layers[codebook_layer(params.scope, data.geometry, index)];
+  if (shape.exact()) return {shape, 0, {}};
+  PqBook book{shape, rank() / shape.M, {}};
+  book.centroids.resize(book.subspace() * shape.M);
+  const TrainRows rows = gather(index);
+  const int dsub = book.dsub;
+  parallel_for(shape.M, [&](int64_t m) {
+    AlignedVector<float> part(static_cast<size_t>(rows.n) * dsub), centroids(book.subspace());
+    AlignedVector<float> weights(rows.gradient2.empty() ? 0 : static_cast<size_t>(rows.n));
+    for (int64_t i = 0; i < rows.n; ++i) {
+      std::memcpy(part.data() + i * dsub, rows.x.data() + i * rank() + m * dsub,
+                  sizeof(float) * dsub);
+      for (int j = 0; !weights.empty() && j < dsub; ++j)
+        weights[i] += rows.gradient2[i * data.geometry.head_dim + m * dsub + j];
+    }
+    train_kmeans(part.data(), rows.n, dsub, shape.K(), params.iters, params.seed + m,
+                 centroids.data(), false, weights.empty() ? nullptr : weights.data());
+    ops().f32_to_f16(centroids.data(), book.centroids.data() + m * book.subspace(),
+                     book.subspace());
+  });
+  return book;
 }
 
 template <int kDsub>
@@ -185,13 +252,32 @@ std::string codebook_name(CodebookScope scope, const KvGeometry& g, int index) {
   return "";
 }
 
-PqCodebooks train_codebooks(const CalibrationSet& data, KvKind kind, const KeyFrame& frame,
-                            int sinks, const PqParams& params) {
+int codebook_layer(CodebookScope scope, const KvGeometry& g, int index) {
+  return scope == CodebookScope::kModel   ? 0
+         : scope == CodebookScope::kLayer ? index
+                                          : index / g.n_kv_heads;
+}
+
+uint64_t PqTables::bytes() const {
+  uint64_t bytes = 0;
+  for (const PqBook& book : books) bytes += book.centroids.capacity() * sizeof(uint16_t);
+  for (const PqBasis& basis : bases) bytes += basis.bytes();
+  return bytes;
+}
+
+PqTables train_tables(const CalibrationSet& data, KvKind kind, const KeyFrame& frame, int sinks,
+                      const PqParams& params) {
   const KvGeometry& g = data.geometry;
   const int n_books = n_codebooks(params.scope, g);
-  const TrainJob job{data, kind, frame, sinks, params, rows_per_stream(data, sinks)};
+  MILLION_REQUIRE(!params.fisher_weights || data.n_grad_tokens > 0, ErrorCode::kBadInput,
+                  "pq: weights=fisher needs gradients and the calibration has none; calibrate with "
+                  "gradient windows");
+  TrainJob job{data, kind, frame, sinks, params, usable_rows(data, sinks, params.fisher_weights)};
   const int64_t n_streams = static_cast<int64_t>(g.n_layers) * g.n_kv_heads / n_books;
-  const int64_t rows = job.rows(n_streams), K = params.K();
+  const int64_t rows = job.rows(n_streams);
+  int64_t K = 1;
+  for (const PqShape& shape : params.layers)
+    if (!shape.exact()) K = std::max<int64_t>(K, shape.K());
   MILLION_REQUIRE(rows >= K, ErrorCode::kBadInput,
                   "pq: a codebook of {} centroids has {} training rows, needs at least {}: give at "
                   "least {} calibration tokens beyond the sinks, more 'rows', or a wider scope",
@@ -199,27 +285,26 @@ PqCodebooks train_codebooks(const CalibrationSet& data, KvKind kind, const KeyFr
   if (rows < kRowsPerCentroid * K)
     spdlog::warn("pq: {} training rows for {} centroids ({}); {} or more train well", rows, K,
                  kind == KvKind::kKey ? "keys" : "values", kRowsPerCentroid * K);
-
-  PqCodebooks books{params.M, params.nbits, g.head_dim, {}};
-  books.centroids.resize(books.book_size() * n_books);
-  parallel_for(n_books, [&](int64_t i) {
-    job.train(static_cast<int>(i), books.centroids.data() + books.book_size() * i);
-  });
-  return books;
+  job.train_bases();
+  PqTables tables;
+  tables.books.resize(n_books);
+  parallel_for(n_books, [&](int64_t i) { tables.books[i] = job.train(static_cast<int>(i)); });
+  tables.bases = std::move(job.bases);
+  return tables;
 }
 
 void train_kmeans(const float* x, int64_t n, int dsub, int K, int iters, uint64_t seed,
-                  float* centroids) {
+                  float* centroids, bool warm, const float* weights) {
   faiss::Clustering kmeans(dsub, K);
   kmeans.niter = iters;
   kmeans.seed = static_cast<int>(seed & 0x7FFFFFFF);
   kmeans.min_points_per_centroid = 1;  // too few rows are reported once, by the caller
   kmeans.max_points_per_centroid = std::numeric_limits<int>::max();
+  if (warm) kmeans.centroids.assign(centroids, centroids + static_cast<int64_t>(K) * dsub);
   EncoderIndex index(dsub);
-  kmeans.train(n, x, index);
+  kmeans.train(n, x, index, weights);
   std::copy(kmeans.centroids.begin(), kmeans.centroids.end(), centroids);
 }
-
 void transpose_centroids(const float* centroids, int K, int dsub, float* out) {
   switch (
       dsub) {  // a constant width lets the compiler de-interleave with shuffles: 3-5 times faster

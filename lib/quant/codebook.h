@@ -4,6 +4,7 @@
 
 #include "lib/core/tensor.h"
 #include "lib/quant/calibration.h"
+#include "lib/quant/pq_basis.h"
 
 #include <cstdint>
 #include <string>
@@ -14,48 +15,63 @@ namespace million {
 /// Which rows share a codebook: all of the model, those of a layer, those of a KV head.
 enum class CodebookScope { kModel, kLayer, kHead };
 
-struct PqParams {
-  int M = 32;     ///< subspaces; divides head_dim
+/// Codes of one layer. M = 0: the layer is kept as exact halves.
+struct PqShape {
+  int M = 32;     ///< subspaces; divides the rank
   int nbits = 8;  ///< bits of a code
-  CodebookScope scope = CodebookScope::kHead;
-  int iters = 12;        ///< Lloyd iterations
-  int max_rows = 65536;  ///< training rows of one codebook; more are subsampled
-  uint64_t seed = 1234;
-
   int K() const { return 1 << nbits; }
+  bool exact() const { return M == 0; }
+  friend bool operator==(const PqShape&, const PqShape&) = default;
 };
 
-/// Codebooks of one kind for the whole model.
-struct PqCodebooks {
-  int M = 0, nbits = 0, head_dim = 0;
-  /// [n_codebooks][M][K][dsub]; one codebook holds K * head_dim values.
-  AlignedVector<float> centroids;
+struct PqParams {
+  std::vector<PqShape> layers;  ///< [n_layers]
+  CodebookScope scope = CodebookScope::kHead;
+  PqBasisParams basis;          ///< M and nbits of it are set from the layer
+  bool fisher_weights = false;  ///< rows weigh as much as their squared gradients [CQ]
+  int iters = 12;               ///< Lloyd iterations
+  int max_rows = 65536;         ///< training rows of one codebook; more are subsampled
+  uint64_t seed = 1234;
+};
 
-  int K() const { return 1 << nbits; }
-  int dsub() const { return head_dim / M; }
-  std::size_t book_size() const { return static_cast<std::size_t>(K()) * head_dim; }
-  const float* book(int i) const { return centroids.data() + book_size() * i; }
+/// Codebook of one layer or head as it is stored: centroids [M][K][dsub], halves.
+struct PqBook {
+  PqShape shape;
+  int dsub = 0;
+  AlignedVector<uint16_t> centroids;
+
+  std::size_t subspace() const { return static_cast<std::size_t>(shape.K()) * dsub; }
+};
+
+/// Everything of one kind that the whole model shares.
+struct PqTables {
+  std::vector<PqBook> books;   ///< [n_codebooks]; no centroids where the layer is exact
+  std::vector<PqBasis> bases;  ///< [n_layers * n_kv_heads], or empty: rows are coded as they are
+  uint64_t bytes() const;
 };
 
 /// Number of codebooks that `scope` asks for, and the one that a layer and head use.
 int n_codebooks(CodebookScope scope, const KvGeometry& geometry);
 int codebook_index(CodebookScope scope, const KvGeometry& geometry, int layer, int head);
+/// First layer of a codebook: all its layers have the same shape.
+int codebook_layer(CodebookScope scope, const KvGeometry& geometry, int index);
 /// Name of a codebook in files: "model", "L00", "L00.H0".
 std::string codebook_name(CodebookScope scope, const KvGeometry& geometry, int index);
 
-/// Trains all codebooks of one kind. Rows are keys in `frame` (or values), sinks left out; a
+/// Trains bases and codebooks of one kind. Rows are keys in `frame` (or values), sinks left out; a
 /// codebook with more than max_rows rows takes an equal random share of each (layer, head).
 /// Bit-identical for equal input whatever the thread count.
 /// Error(kBadInput) when a codebook has fewer rows than K; one warning when fewer than 39 K.
 /// Cost      O(iters * rows * K * head_dim) per codebook; parallel over codebooks or subspaces.
 /// Source    Jegou et al., "Product quantization", 2011; FAISS Clustering.
 ///           Differs from MILLION's code: codebooks per head by default, sampling seeded.
-PqCodebooks train_codebooks(const CalibrationSet& data, KvKind kind, const KeyFrame& frame,
-                            int sinks, const PqParams& params);
+PqTables train_tables(const CalibrationSet& data, KvKind kind, const KeyFrame& frame, int sinks,
+                      const PqParams& params);
 
 /// K-means of x [n][dsub]; writes centroids [K][dsub]. n >= K. Seeded, single-threaded result.
+/// `warm`: centroids hold the start. `weights` [n] of the rows, or nullptr.
 void train_kmeans(const float* x, int64_t n, int dsub, int K, int iters, uint64_t seed,
-                  float* centroids);
+                  float* centroids, bool warm = false, const float* weights = nullptr);
 
 /// [K][dsub] -> [dsub][K], the order that pq_encode reads.
 void transpose_centroids(const float* centroids, int K, int dsub, float* out);

@@ -42,8 +42,10 @@ class CodeStore {
   virtual StoreBytes bytes() const = 0;
   virtual void clear() = 0;
   /// The codes as attend_pq reads them, when this store is PQ in a fused layout; nullptr blocks
-  /// otherwise. Valid until the next append.
-  virtual PqSide pq_side(int /*head*/) const { return PqSide{0, 0, nullptr, nullptr}; }
+  /// otherwise. The centroids are written to `centroids` as f32. Valid until the next append.
+  virtual PqSide pq_side(int /*head*/, AlignedVector<float>* /*centroids*/) const {
+    return PqSide{0, 0, nullptr, nullptr};
+  }
 };
 
 /// Tokens behind the sinks that a method keeps exact by a rule of its own paper; such a method

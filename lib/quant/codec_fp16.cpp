@@ -5,6 +5,7 @@
 #include "lib/quant/block_array.h"
 #include "lib/quant/codec.h"
 #include "lib/quant/codec_identity.h"
+#include "lib/quant/exact_store.h"
 
 #include <algorithm>
 
@@ -52,7 +53,7 @@ class Fp16Codec final : public Codec {
   void load(const TensorBag& bag) override { id_.loaded_from(bag); }
   double nominal_bits() const override { return 16.0; }
   std::unique_ptr<CodeStore> make_store(int /*layer*/) const override {
-    return std::make_unique<Fp16Store>(id_.geometry());
+    return make_exact_store(id_.geometry());
   }
 
  private:
@@ -64,6 +65,10 @@ std::unique_ptr<Codec> make_fp16(const Options& options, KvKind kind, const KvGe
 }
 
 }  // namespace
+
+std::unique_ptr<CodeStore> make_exact_store(const KvGeometry& geometry) {
+  return std::make_unique<Fp16Store>(geometry);
+}
 
 CodecInfo fp16_codec() {
   return {"fp16", "every value as IEEE half (the baseline)", "IEEE 754-2008", {}, make_fp16};

@@ -1,188 +1,118 @@
 // SPDX-License-Identifier: Apache-2.0
-// Product quantization as in MILLION (arXiv 2504.03661): a row of head_dim values is cut into M
-// subvectors, each stored as the number of its nearest centroid. M * nbits / head_dim bits per
-// value and no metadata per token. Codes are packed as kernels/layout.h says, so attend_pq reads
-// them.
-#include "kernels/ops.h"
+// Product quantization: a row of head_dim values is cut into M subvectors, each stored as the number
+// of its nearest centroid; M * nbits / head_dim bits per value and no metadata per token [PQ].
+//
+// frame=off is MILLION (arXiv 2504.03661): keys after RoPE, channels as they lie. The default keeps
+// keys in a short block frame (R(t mod 64) k instead of R(t) k, so that codebooks hold at any
+// context length), centred, and cuts rows in a basis of their own head (pq_basis.h): most of the
+// quality at 2 bits comes from there. Values take a basis too; their positions play no part.
 #include "lib/core/error.h"
-#include "lib/core/parallel.h"
 #include "lib/quant/codebook.h"
 #include "lib/quant/codec.h"
 #include "lib/quant/codec_identity.h"
+#include "lib/quant/exact_store.h"
+#include "lib/quant/pq_store.h"
 
 #include <algorithm>
-#include <cstring>
+#include <charconv>
+#include <cmath>
 
 namespace million {
 namespace {
 
-/// Below this many tokens starting threads costs more than encoding.
-constexpr int kParallelTokens = 16;
+constexpr int kMaxBits = 12;
 
-/// Writes codes to places [begin, begin + n) of a run. Eight codes fill nbits whole bytes, so all
-/// but the ends go through an accumulator instead of single bits.
-void pack_run(uint8_t* run, int nbits, int begin, int n, const uint16_t* codes) {
-  int i = 0;
-  for (; i < n && (begin + i) % 8 != 0; ++i) pq_set(run, nbits, begin + i, codes[i]);
-  uint8_t* out = run + static_cast<size_t>(begin + i) / 8 * nbits;
-  for (; i + 8 <= n; i += 8) {
-    uint32_t bits = 0;
-    int have = 0;
-    for (int j = 0; j < 8; ++j) {
-      bits |= static_cast<uint32_t>(codes[i + j]) << have;
-      for (have += nbits; have >= 8; have -= 8, bits >>= 8) *out++ = static_cast<uint8_t>(bits);
-    }
-  }
-  for (; i < n; ++i) pq_set(run, nbits, begin + i, codes[i]);
+PqRotate parse_rotate(const std::string& word) {
+  if (word == "perm") return PqRotate::kPerm;
+  if (word == "pairs") return PqRotate::kPairs;
+  if (word == "pca") return PqRotate::kPca;
+  if (word == "opq") return PqRotate::kOpq;
+  if (word == "hadamard") return PqRotate::kHadamard;
+  return PqRotate::kNone;
 }
 
-/// out[t * stride + i] = centroids[code t][i] for the n codes from place `begin` of a run.
-template <int kDsub>
-void decode_run(const uint8_t* run, int nbits, int begin, int n, const float* centroids, int dsub,
-                float* out, int stride) {
-  const int width = kDsub > 0 ? kDsub : dsub;
-  for (int t = 0; t < n; ++t) {
-    const uint32_t code = nbits == 8 ? run[begin + t] : pq_get(run, nbits, begin + t);
-    std::memcpy(out + static_cast<int64_t>(t) * stride, centroids + code * width,
-                sizeof(float) * width);
-  }
+/// "off" | "pre" | block length.
+KeyFrame parse_frame(const Options& options) {
+  const std::string& text = options.text("frame");
+  if (text == "off") return {KeyFrame::Type::kPostRope, 0};
+  if (text == "pre") return {KeyFrame::Type::kPreRope, 0};
+  return {KeyFrame::Type::kBlock, options.integer("frame", 1, 1 << 16)};
 }
 
-using DecodeRun = void (*)(const uint8_t*, int, int, int, const float*, int, float*, int);
-DecodeRun decode_run_for(int dsub) {
-  switch (dsub) {
-    case 1:
-      return decode_run<1>;
-    case 2:
-      return decode_run<2>;
-    case 4:
-      return decode_run<4>;
-    case 8:
-      return decode_run<8>;
-    default:
-      return decode_run<0>;
-  }
-}
-
-class PqStore final : public CodeStore {
- public:
-  /// `books` are shared with the codec, so a store outlives a codec that is trained again.
-  PqStore(std::shared_ptr<const PqCodebooks> books, std::vector<int> book_of_head)
-      : books_(std::move(books)), heads_(book_of_head.size()) {
-    for (size_t h = 0; h < heads_.size(); ++h) heads_[h].centroids = books_->book(book_of_head[h]);
-  }
-
-  int n_tokens() const override { return n_tokens_; }
-
-  void append(const float* x, int n, int64_t /*first_token*/) override {
-    const int M = books_->M;
-    const int64_t units = static_cast<int64_t>(heads_.size()) * M;
-    for (Head& head : heads_) grow(head, n_tokens_ + n);
-    const auto encode = [&](int64_t unit) {
-      encode_subspace(x, n, static_cast<int>(unit / M), static_cast<int>(unit % M));
-    };
-    if (n >= kParallelTokens) {
-      parallel_for(units, encode);
-    } else {
-      for (int64_t unit = 0; unit < units; ++unit) encode(unit);
-    }
-    n_tokens_ += n;
-  }
-
-  void decode(int head, int begin, int end, float* out) const override {
-    const PqCodebooks& b = *books_;
-    const DecodeRun decode_run = decode_run_for(b.dsub());
-    for (int t = begin; t < end;) {
-      const int at = t % kPqBlock, n = std::min(end - t, kPqBlock - at);
-      const uint8_t* block = heads_[head].blocks[t / kPqBlock].data();
-      for (int m = 0; m < b.M; ++m)
-        decode_run(block + m * pq_run_bytes(b.nbits), b.nbits, at, n,
-                   heads_[head].centroids + static_cast<int64_t>(m) * b.K() * b.dsub(), b.dsub(),
-                   out + static_cast<int64_t>(t - begin) * b.head_dim + m * b.dsub(), b.head_dim);
-      t += n;
-    }
-  }
-
-  StoreBytes bytes() const override {
-    StoreBytes total;
-    for (const Head& head : heads_) {
-      total.codes += head.blocks.capacity() * sizeof(head.blocks[0]) +
-                     head.pointers.capacity() * sizeof(head.pointers[0]);
-      for (const auto& block : head.blocks) total.codes += block.capacity();
-    }
-    return total;
-  }
-
-  void clear() override {
-    n_tokens_ = 0;
-    for (Head& head : heads_) {
-      decltype(head.blocks)().swap(head.blocks);  // gives the memory back
-      decltype(head.pointers)().swap(head.pointers);
-    }
-  }
-
-  PqSide pq_side(int head) const override {
-    return {books_->M, books_->nbits, heads_[head].pointers.data(), heads_[head].centroids};
-  }
-
- private:
-  struct Head {
-    const float* centroids = nullptr;            ///< [M][K][dsub]
-    std::vector<AlignedVector<uint8_t>> blocks;  ///< layout.h
-    std::vector<const uint8_t*> pointers;        ///< to the blocks, as kernels want them
-  };
-
-  void grow(Head& head, int64_t n_tokens) {
-    while (static_cast<int64_t>(head.blocks.size()) * kPqBlock < n_tokens) {
-      head.blocks.emplace_back(pq_block_bytes(books_->M, books_->nbits));
-      head.pointers.push_back(head.blocks.back().data());
-    }
-  }
-
-  /// Encodes subspace m of one head for n rows of x; touches only that subspace's runs.
-  void encode_subspace(const float* x, int n, int h, int m) {
-    const PqCodebooks& b = *books_;
-    const int K = b.K(), dsub = b.dsub();
-    const int64_t row = static_cast<int64_t>(heads_.size()) * b.head_dim;
-    // Transposed here and not kept: a second copy of all codebooks would cost more memory than the
-    // codes of 2000 tokens, and one transposition costs as much as encoding two rows.
-    thread_local AlignedVector<float> transposed;
-    transposed.resize(static_cast<size_t>(K) * dsub);
-    transpose_centroids(heads_[h].centroids + static_cast<int64_t>(m) * K * dsub, K, dsub,
-                        transposed.data());
-    const float* rows = x + static_cast<int64_t>(h) * b.head_dim + m * dsub;
-    uint16_t codes[kPqBlock];
-    for (int done = 0; done < n;) {
-      const int t = n_tokens_ + done, at = t % kPqBlock;
-      const int count = std::min(n - done, kPqBlock - at);
-      ops().pq_encode(rows + done * row, static_cast<size_t>(row), count, transposed.data(), K,
-                      dsub, codes);
-      uint8_t* block = heads_[h].blocks[t / kPqBlock].data();
-      pack_run(block + m * pq_run_bytes(b.nbits), b.nbits, at, count, codes);
-      done += count;
-    }
-  }
-
-  std::shared_ptr<const PqCodebooks> books_;
-  std::vector<Head> heads_;
-  int n_tokens_ = 0;
+/// One item of `layers`: "16x8*30", "fp16", "fp16*2". Error(kUsage) with what is wrong.
+struct LayerRun {
+  PqShape shape;
+  int count = 1;
 };
+LayerRun parse_layer_run(std::string_view item) {
+  const auto number = [&](std::string_view text) {
+    int value = 0;
+    const auto [end, status] = std::from_chars(text.data(), text.data() + text.size(), value);
+    MILLION_REQUIRE(status == std::errc() && end == text.data() + text.size() && value > 0,
+                    ErrorCode::kUsage,
+                    "codec pq: layers: '{}' is no run of layers; expected MxNBITS*COUNT or "
+                    "fp16*COUNT, joined by '+'",
+                    item);
+    return value;
+  };
+  LayerRun run;
+  const size_t star = item.find('*');
+  if (star != std::string_view::npos) run.count = number(item.substr(star + 1));
+  const std::string_view shape = item.substr(0, star);
+  if (shape == "fp16") {
+    run.shape = {0, 16};
+    return run;
+  }
+  const size_t cross = shape.find('x');
+  run.shape = {number(shape.substr(0, cross)),
+               cross == std::string_view::npos ? 0 : number(shape.substr(cross + 1))};
+  return run;
+}
+
+/// Layers of "16x8*28+fp16*2", or of "all": each as M and nbits say.
+std::vector<PqShape> parse_layers(const std::string& text, const PqShape& every, int n_layers) {
+  if (text == "all") return std::vector<PqShape>(n_layers, every);
+  std::vector<PqShape> shapes;
+  std::string_view rest = text;
+  while (!rest.empty()) {
+    const size_t plus = rest.find('+');
+    const LayerRun run = parse_layer_run(rest.substr(0, plus));
+    rest = plus == std::string_view::npos ? std::string_view() : rest.substr(plus + 1);
+    if (run.count <= n_layers) shapes.insert(shapes.end(), run.count, run.shape);
+  }
+  MILLION_REQUIRE(static_cast<int>(shapes.size()) == n_layers, ErrorCode::kUsage,
+                  "codec pq: layers={}: {} layers, the model has {}", text, shapes.size(),
+                  n_layers);
+  return shapes;
+}
+
+std::string divisors(int d) {
+  std::string text;
+  for (int m = 1; m <= d; ++m)
+    if (d % m == 0) text += fmt::format("{}{}", text.empty() ? "" : ", ", m);
+  return text;
+}
 
 class PqCodec final : public Codec {
  public:
   PqCodec(const Options& options, KvKind kind, const KvGeometry& geometry)
-      : id_("pq", options, kind, geometry) {
-    const int d = geometry.head_dim;
-    params_.M = options.integer("M", 1, d);
-    MILLION_REQUIRE(d % params_.M == 0, ErrorCode::kUsage,
-                    "codec pq: M={} does not divide head_dim {}; use one of {}", params_.M, d,
-                    divisors(d));
-    params_.nbits = options.integer("nbits", 1, 12);
+      : id_("pq", options, kind, geometry), frame_(parse_frame(options)) {
+    parse_shapes(options);
+    parse_basis(options);
     const std::string scope = options.word("scope", "model|layer|head");
     params_.scope = scope == "model"   ? CodebookScope::kModel
                     : scope == "layer" ? CodebookScope::kLayer
                                        : CodebookScope::kHead;
-    if (options.word("rope", "post|pre") == "pre") frame_.type = KeyFrame::Type::kPreRope;
+    const bool same = std::all_of(params_.layers.begin(), params_.layers.end(),
+                                  [&](const PqShape& s) { return s == params_.layers[0]; });
+    MILLION_REQUIRE(same || params_.scope != CodebookScope::kModel, ErrorCode::kUsage,
+                    "codec pq: layers of different shape need scope=layer or scope=head");
+    params_.fisher_weights = options.word("weights", "none|fisher") == "fisher";
+    MILLION_REQUIRE(!params_.fisher_weights ||
+                        (params_.basis.identity() && frame_.type == KeyFrame::Type::kPreRope),
+                    ErrorCode::kUsage,
+                    "codec pq: weights=fisher needs frame=pre,rotate=none,centre=0,metric=none: "
+                    "gradients are known per channel");
     params_.iters = options.integer("iters", 1, 1000);
     params_.max_rows = options.integer("rows", 1, 1 << 24);
     params_.seed = options.integer("seed", 0, 1 << 30);
@@ -190,78 +120,193 @@ class PqCodec final : public Codec {
 
   std::string spec() const override { return id_.spec(); }
   KeyFrame frame() const override { return frame_; }
-  bool needs_training() const override { return true; }
+  bool needs_training() const override {
+    return std::any_of(params_.layers.begin(), params_.layers.end(),
+                       [](const PqShape& s) { return !s.exact(); });
+  }
+  bool wants_gradients() const override {
+    return needs_training() && (params_.fisher_weights || auto_metric_ ||
+                                params_.basis.metric == PqMetric::kFisher);
+  }
 
   void train(const CalibrationSet& data, int sinks) override {
     id_.trained_on(data, sinks);
-    books_ = std::make_shared<const PqCodebooks>(
-        train_codebooks(data, id_.kind(), frame_, sinks, params_));
+    if (!needs_training()) return;
+    PqParams params = params_;
+    if (auto_metric_)
+      params.basis.metric = data.k_fisher.empty() ? PqMetric::kQuery : PqMetric::kFisher;
+    tables_ = std::make_shared<const PqTables>(
+        train_tables(data, id_.kind(), frame_, sinks, params));
   }
 
-  TensorBag save() const override {
-    MILLION_ASSERT(books_);
-    TensorBag bag{{}, id_.attributes()};
-    bag.attributes["seed"] = params_.seed;
-    for (int i = 0; i < n_books(); ++i) {
-      const float* book = books_->book(i);
-      bag.tensors[tensor_name(i)] = {tensor_shape(), {book, book + books_->book_size()}};
-    }
-    return bag;
-  }
-
-  void load(const TensorBag& bag) override {
-    id_.loaded_from(bag);
-    PqCodebooks books{params_.M, params_.nbits, id_.geometry().head_dim, {}};
-    books.centroids.reserve(books.book_size() * n_books());
-    for (int i = 0; i < n_books(); ++i) {
-      const NamedTensor& tensor = require_tensor(bag, tensor_name(i), tensor_shape());
-      books.centroids.insert(books.centroids.end(), tensor.data.begin(), tensor.data.end());
-    }
-    books_ = std::make_shared<const PqCodebooks>(std::move(books));
-  }
+  TensorBag save() const override;
+  void load(const TensorBag& bag) override;
 
   double nominal_bits() const override {
-    return static_cast<double>(params_.M) * params_.nbits / id_.geometry().head_dim;
+    double bits = 0.0;
+    for (const PqShape& s : params_.layers)
+      bits += s.exact() ? 16.0 : static_cast<double>(s.M) * s.nbits / id_.geometry().head_dim;
+    return bits / static_cast<double>(params_.layers.size());
   }
-  uint64_t shared_bytes() const override {
-    return books_ ? books_->centroids.capacity() * sizeof(float) : 0;
-  }
+  uint64_t shared_bytes() const override { return tables_ ? tables_->bytes() : 0; }
 
   std::unique_ptr<CodeStore> make_store(int layer) const override {
-    MILLION_ASSERT(books_ && layer >= 0 && layer < id_.geometry().n_layers);
-    std::vector<int> book_of_head;
-    for (int h = 0; h < id_.geometry().n_kv_heads; ++h)
-      book_of_head.push_back(codebook_index(params_.scope, id_.geometry(), layer, h));
-    return std::make_unique<PqStore>(books_, std::move(book_of_head));
+    const KvGeometry& g = id_.geometry();
+    MILLION_ASSERT(layer >= 0 && layer < g.n_layers);
+    if (params_.layers[layer].exact()) return make_exact_store(g);
+    MILLION_ASSERT(tables_);
+    std::vector<int> books, bases;
+    for (int h = 0; h < g.n_kv_heads; ++h) {
+      books.push_back(codebook_index(params_.scope, g, layer, h));
+      if (!tables_->bases.empty()) bases.push_back(layer * g.n_kv_heads + h);
+    }
+    return make_pq_store(tables_, g, frame_, std::move(books), std::move(bases));
   }
 
  private:
-  static std::string divisors(int d) {
-    std::string text;
-    for (int m = 1; m <= d; ++m)
-      if (d % m == 0) text += fmt::format("{}{}", text.empty() ? "" : ", ", m);
-    return text;
+  void parse_shapes(const Options& options);
+  void parse_basis(const Options& options);
+  bool has_bases() const {
+    return auto_metric_ || !params_.basis.identity() ||
+           params_.basis.rank != id_.geometry().head_dim;
   }
-  int n_books() const { return n_codebooks(params_.scope, id_.geometry()); }
-  std::string tensor_name(int i) const {
-    return codebook_name(params_.scope, id_.geometry(), i) + ".codebook";
+  /// Calls f(layer, head, name) for every trained basis.
+  template <class F>
+  void for_each_basis(const F& f) const {
+    const KvGeometry& g = id_.geometry();
+    for (int i = 0; has_bases() && i < g.n_layers * g.n_kv_heads; ++i)
+      if (!params_.layers[i / g.n_kv_heads].exact())
+        f(i, codebook_name(CodebookScope::kHead, g, i));
   }
-  std::vector<std::size_t> tensor_shape() const {
-    return {static_cast<std::size_t>(params_.M), static_cast<std::size_t>(params_.K()),
-            static_cast<std::size_t>(id_.geometry().head_dim / params_.M)};
+  /// Calls f(index, shape, name) for every trained codebook.
+  template <class F>
+  void for_each_book(const F& f) const {
+    const KvGeometry& g = id_.geometry();
+    for (int i = 0; i < n_codebooks(params_.scope, g); ++i) {
+      const PqShape& shape = params_.layers[codebook_layer(params_.scope, g, i)];
+      if (!shape.exact()) f(i, shape, codebook_name(params_.scope, g, i) + ".codebook");
+    }
   }
 
   CodecIdentity id_;
   PqParams params_;
   KeyFrame frame_;
-  std::shared_ptr<const PqCodebooks> books_;
+  bool auto_metric_ = false;  ///< fisher where there are gradients, else q
+  std::shared_ptr<const PqTables> tables_;
 };
+
+void PqCodec::parse_shapes(const Options& options) {
+  const KvGeometry& g = id_.geometry();
+  const int rank = options.integer("rank", 0, g.head_dim);
+  params_.basis.rank = rank == 0 ? g.head_dim : rank;
+  const PqShape every{options.integer("M", 1, g.head_dim), options.integer("nbits", 1, kMaxBits)};
+  params_.layers = parse_layers(options.text("layers"), every, g.n_layers);
+  for (const PqShape& s : params_.layers) {
+    if (s.exact()) continue;
+    MILLION_REQUIRE(params_.basis.rank % s.M == 0, ErrorCode::kUsage,
+                    "codec pq: M={} does not divide {} {}; use one of {}", s.M,
+                    rank == 0 ? "head_dim" : "rank", params_.basis.rank,
+                    divisors(params_.basis.rank));
+    MILLION_REQUIRE(s.nbits >= 1 && s.nbits <= kMaxBits, ErrorCode::kUsage,
+                    "codec pq: layers: {} bits a code, expected 1 to {}", s.nbits, kMaxBits);
+  }
+}
+
+void PqCodec::parse_basis(const Options& options) {
+  const bool key = id_.kind() == KvKind::kKey;
+  const bool plain = frame_.type == KeyFrame::Type::kPostRope;
+  PqBasisParams& p = params_.basis;
+  std::string rotate = options.word("rotate", "auto|none|perm|pairs|pca|opq|hadamard");
+  if (rotate == "auto") rotate = plain ? "none" : key ? "pca" : "opq";
+  p.rotate = parse_rotate(rotate);
+  p.pairs = options.integer("pairs", 1, 512);
+  const std::string centre = options.word("centre", "auto|0|1");
+  p.centre = key && (centre == "1" || (centre == "auto" && !plain));
+  const std::string metric = options.word("metric", "auto|none|q|fisher");
+  // A metric on values did not pay (lib/quant/README.md).
+  if (key && metric == "q") p.metric = PqMetric::kQuery;
+  if (key && metric == "fisher") p.metric = PqMetric::kFisher;
+  auto_metric_ = key && metric == "auto" && !plain;
+  MILLION_REQUIRE(p.rank == id_.geometry().head_dim || p.rotate != PqRotate::kNone,
+                  ErrorCode::kUsage, "codec pq: rank={} needs a rotation that orders the axes",
+                  p.rank);
+  p.seed = options.integer("seed", 0, 1 << 30);
+}
+
+std::vector<float> floats(const AlignedVector<uint16_t>& half) {
+  std::vector<float> out(half.size());
+  ops().f16_to_f32(half.data(), out.data(), half.size());
+  return out;
+}
+
+AlignedVector<uint16_t> halves(const std::vector<float>& values) {
+  AlignedVector<uint16_t> out(values.size());
+  ops().f32_to_f16(values.data(), out.data(), values.size());
+  return out;
+}
+
+TensorBag PqCodec::save() const {
+  MILLION_ASSERT(tables_ || !needs_training());
+  TensorBag bag{{}, id_.attributes()};
+  bag.attributes["seed"] = params_.seed;
+  if (!tables_) return bag;
+  const auto d = static_cast<std::size_t>(id_.geometry().head_dim);
+  const auto rank = static_cast<std::size_t>(params_.basis.rank);
+  for_each_book([&](int i, const PqShape& s, const std::string& name) {
+    const auto M = static_cast<std::size_t>(s.M), K = static_cast<std::size_t>(s.K());
+    bag.tensors[name] = {{M, K, rank / M}, floats(tables_->books[i].centroids)};
+  });
+  for_each_basis([&](int i, const std::string& name) {
+    const PqBasis& basis = tables_->bases[i];
+    bag.tensors[name + ".encode"] = {{rank, d}, floats(basis.encode)};
+    bag.tensors[name + ".decode"] = {{d, rank}, floats(basis.decode)};
+    if (params_.basis.centre) bag.tensors[name + ".mean"] = {{d}, basis.mean};
+  });
+  return bag;
+}
+
+void PqCodec::load(const TensorBag& bag) {
+  id_.loaded_from(bag);
+  if (!needs_training()) return;
+  const KvGeometry& g = id_.geometry();
+  const auto d = static_cast<std::size_t>(g.head_dim);
+  const auto rank = static_cast<std::size_t>(params_.basis.rank);
+  PqTables tables;
+  tables.books.resize(n_codebooks(params_.scope, g));
+  for_each_book([&](int i, const PqShape& s, const std::string& name) {
+    const auto M = static_cast<std::size_t>(s.M), K = static_cast<std::size_t>(s.K());
+    tables.books[i] = {s, static_cast<int>(rank / M),
+                       halves(require_tensor(bag, name, {M, K, rank / M}).data)};
+  });
+  if (has_bases()) tables.bases.resize(static_cast<size_t>(g.n_layers) * g.n_kv_heads);
+  for_each_basis([&](int i, const std::string& name) {
+    PqBasis& basis = tables.bases[i];
+    basis.encode = halves(require_tensor(bag, name + ".encode", {rank, d}).data);
+    basis.decode = halves(require_tensor(bag, name + ".decode", {d, rank}).data);
+    if (params_.basis.centre) basis.mean = require_tensor(bag, name + ".mean", {d}).data;
+  });
+  tables_ = std::make_shared<const PqTables>(std::move(tables));
+}
 
 constexpr OptionInfo kOptions[] = {
     {"M", "32", "divides head_dim", "subspaces of a row", true},
     {"nbits", "8", "1..12", "bits of a code", true},
     {"scope", "head", "model|layer|head", "which rows share a codebook", true},
-    {"rope", "post", "post|pre", "keys are stored after or before RoPE"},
+    {"frame", "64", "off|pre|1..65536",
+     "keys are stored at their place in a block of so many tokens; off = after RoPE (MILLION), pre "
+     "= before RoPE",
+     true},
+    {"rotate", "auto", "auto|none|perm|pairs|pca|opq|hadamard",
+     "axes that share a code; auto = none with frame=off, else pca for keys, opq for values"},
+    {"pairs", "8", "1..512", "rotate=pairs: RoPE pairs that turn together"},
+    {"centre", "auto", "auto|0|1", "subtract the mean key; auto = 0 with frame=off, else 1"},
+    {"metric", "auto", "auto|none|q|fisher",
+     "what a key error costs; auto = none with frame=off, else fisher where there are gradients, "
+     "else q"},
+    {"rank", "0", "0..head_dim", "axes kept; 0 = all"},
+    {"layers", "all", "all|MxNBITS*COUNT+fp16*COUNT+...",
+     "shape of each layer's codes instead of M and nbits"},
+    {"weights", "none", "none|fisher", "k-means rows weigh as much as their squared gradients"},
     {"iters", "12", "1..1000", "k-means iterations"},
     {"rows", "65536", "1..16777216", "training rows of one codebook at most"},
     {"seed", "1234", "0..1073741824", "seed of sampling and k-means"},
