@@ -4,6 +4,8 @@
 #include "lib/core/error.h"
 #include "lib/model/gemm.h"
 
+#include <algorithm>
+
 namespace million {
 
 void EvalFlags::add_to(CLI::App& app) {
@@ -73,6 +75,17 @@ std::unique_ptr<EvalInputs> load_inputs(const EvalFlags& f, const AppContext& co
   plan.program = context.program;
   plan.command = context.command;
   return inputs;
+}
+
+SessionPlan plan_at(const EvalInputs& inputs, int context) {
+  SessionPlan plan = inputs.plan;
+  const Windows& w = plan.evaluation.windows;
+  if (context == w.context) return plan;
+  const auto tokens = static_cast<int64_t>(w.count) * w.context;
+  const int count = static_cast<int>(std::max<int64_t>(1, tokens / context));
+  plan.evaluation.windows = cut_windows(inputs.text, context, count);
+  if (!plan.reference.empty()) plan.reference += fmt::format(".{}", context);
+  return plan;
 }
 
 const std::vector<Column>& score_columns() {

@@ -30,6 +30,10 @@ struct EvalInputs {
 /// Loads everything the flags name and resolves the plan. Errors as the loaders throw them.
 std::unique_ptr<EvalInputs> load_inputs(const EvalFlags& flags, const AppContext& context);
 
+/// The same plan with windows of another length and as many tokens in all (at least one window).
+/// The calibration stays as it is; a reference file gets the length into its name.
+SessionPlan plan_at(const EvalInputs& inputs, int context);
+
 /// Columns of the table that kv-eval and pq-sweep print.
 const std::vector<Column>& score_columns();
 

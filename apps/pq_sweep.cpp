@@ -58,25 +58,37 @@ std::vector<MethodSpec> plan_methods(const Flags& f, const SweepConfig& config, 
   return methods;
 }
 
+/// Window lengths of the sweep, the one of --context first.
+std::vector<int> contexts_of(const Flags& f, const SweepConfig& config) {
+  std::vector<int> contexts = {f.context};
+  for (const int c : config.contexts)
+    if (std::find(contexts.begin(), contexts.end(), c) == contexts.end()) contexts.push_back(c);
+  return contexts;
+}
+
 /// Count and an estimate from one real cell: the fp16 reference pass over one window.
-int dry_run(const EvalInputs& in, const std::vector<MethodSpec>& methods, const RecordFile& file) {
+int dry_run(const EvalInputs& in, const std::vector<MethodSpec>& methods,
+            const std::vector<int>& contexts, const RecordFile& file) {
   SessionPlan plan = in.plan;
   plan.evaluation.windows.count = 1;
   plan.reference.clear();
   plan.distortion = false;
-  EvalSession one(in.model, plan), all(in.model, in.plan);
+  EvalSession one(in.model, plan);
   const double seconds = one.run(MethodSpec{}).timing.at("evaluate_s").get<double>() *
                          in.plan.evaluation.windows.count;
   int left = 0;
-  for (const MethodSpec& m : methods) {
-    const bool done = file.find(all.describe(m).key()) != nullptr;
-    left += !done;
-    print_out(fmt::format("{}{}\n", m.to_string(), done ? "  (done)" : ""));
+  for (const int length : contexts) {
+    const EvalSession session(in.model, plan_at(in, length));
+    for (const MethodSpec& m : methods) {
+      const bool done = file.find(session.describe(m).key()) != nullptr;
+      left += !done;
+      print_out(fmt::format("{} at {}{}\n", m.to_string(), length, done ? "  (done)" : ""));
+    }
   }
   print_out(
       fmt::format("{} cells, {} left, about {:.1f} min at {:.0f} s a cell, training not "
                   "counted\n",
-                  methods.size(), left, left * seconds / 60.0, seconds));
+                  methods.size() * contexts.size(), left, left * seconds / 60.0, seconds));
   return 0;
 }
 
@@ -92,9 +104,16 @@ int run(Flags flags, const CLI::App& app, const AppContext& context) {
     make_codec(m.value_codec, KvKind::kValue, geometry);
   }
   RecordFile file(flags.out);
-  if (context.dry_run) return dry_run(*inputs, methods, file);
-  EvalSession session(inputs->model, inputs->plan);
-  SweepOutcome outcome = run_sweep(session, methods, file, flags.force);
+  const std::vector<int> contexts = contexts_of(flags, config);
+  if (context.dry_run) return dry_run(*inputs, methods, contexts, file);
+  SweepOutcome outcome;
+  for (const int length : contexts) {
+    EvalSession session(inputs->model, plan_at(*inputs, length));
+    const SweepOutcome part = run_sweep(session, methods, file, flags.force);
+    outcome.rows.insert(outcome.rows.end(), part.rows.begin(), part.rows.end());
+    outcome.resumed += part.resumed;
+    outcome.failed += part.failed;
+  }
   mark_pareto(outcome.rows);
   std::vector<Column> columns = score_columns();
   columns.push_back({"pareto", "Pareto", 1});

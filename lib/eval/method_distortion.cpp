@@ -45,10 +45,12 @@ struct LayerError {
 struct LayerSpread {
   double sum = 0.0, square = 0.0;
   int64_t n = 0;
+  std::vector<double> values;
   void add(double x) {
     sum += x;
     square += x * x;
     ++n;
+    values.push_back(x);
   }
   double mean() const { return sum / static_cast<double>(n); }
   double error() const {
@@ -162,6 +164,7 @@ void add_distortion(RunRecord& record, const Method& method, const CapturedWindo
   }
   const auto add = [&](const char* name, const LayerSpread& s) {
     record.metric(name, s.mean(), s.error(), s.n);
+    record.series[std::string(name) + "_by_layer"] = s.values;
   };
   add("k_nmse", k);
   add("v_nmse", v);

@@ -27,8 +27,8 @@ CapturedWindow capture_window(std::shared_ptr<const Model> model, std::span<cons
                               const DecoderOptions& options);
 
 /// Adds k_nmse, v_nmse, attn_error (relative L2 of the attention outputs), score_error and
-/// top_overlap, means over layers and heads with the spread over layers as error. Sinks stay exact;
-/// the window does not count here.
+/// top_overlap, means over layers and heads with the spread over layers as error, and each layer's
+/// numbers as series "NAME_by_layer". Sinks stay exact; the window does not count here.
 void add_distortion(RunRecord& record, const Method& method, const CapturedWindow& window);
 
 }  // namespace million

@@ -22,6 +22,41 @@ void add_perplexity(RunRecord& record, const std::vector<double>& nll) {
   record.metric("ppl", ppl, ppl * m.se, m.n);
 }
 
+/// Lengths at which a sequence's bits are counted with its codebooks.
+constexpr int64_t kReportLengths[] = {2048, 8192, 32768, 131072};
+constexpr int kPositionParts = 8;
+
+/// Mean KL of each eighth of the context; kl holds context - 1 predictions of each window.
+std::vector<double> kl_by_position(const std::vector<double>& kl, int context) {
+  std::vector<double> sum(kPositionParts, 0.0);
+  std::vector<int64_t> n(kPositionParts, 0);
+  for (size_t i = 0; i < kl.size(); ++i) {
+    const auto part = static_cast<int64_t>(i % (context - 1)) * kPositionParts / (context - 1);
+    sum[part] += kl[i];
+    ++n[part];
+  }
+  for (int p = 0; p < kPositionParts; ++p) sum[p] /= std::max<double>(1.0, static_cast<double>(n[p]));
+  return sum;
+}
+
+/// Bits per value of a sequence of `length` tokens, codebooks included: what the window's cache
+/// allocated for a coded token, times the tokens that would be coded, and the exact rows.
+double bits_at(const RunRecord& record, const CacheBytes& bytes, int64_t length,
+               const KvGeometry& geometry) {
+  const double context = record.config["context"], row = 2.0 * geometry.n_layers * geometry.row();
+  const double exact_rows = static_cast<double>(bytes.sinks + bytes.window) / (2.0 * row);
+  const auto coded = static_cast<double>(bytes.codes + bytes.scales + bytes.outliers);
+  // all-distorted codes every token behind the sinks, those of the window too.
+  const bool all = record.config["protocol"] == protocol_name(Protocol::kAllDistorted);
+  const double n_coded =
+      std::max(1.0, context - (all ? record.config["sinks"].get<double>() : exact_rows));
+  const auto n = static_cast<double>(length);
+  if (coded == 0.0) return 16.0;
+  const double total = coded / n_coded * std::max(0.0, n - exact_rows) +
+                       2.0 * row * std::min(exact_rows, n) + static_cast<double>(bytes.shared);
+  return 8.0 * total / (n * row);
+}
+
 }  // namespace
 
 const char* compute_name(PrefillCompute compute) {
@@ -156,7 +191,10 @@ void EvalSession::add_scores(RunRecord& record, const Evaluation& e) const {
                 sorted[static_cast<size_t>(0.99 * static_cast<double>(sorted.size() - 1))],
                 std::nan(""), kl.n);
   record.metric("same_top_percent", 100.0 * top.mean, 100.0 * top.se, top.n);
+  record.series["kl_by_position"] = kl_by_position(s.kl, plan_.evaluation.windows.context);
   record.bits = {{"nominal", e.bits_nominal}, {"cache", e.bits_cache}, {"total", e.bits_total}};
+  for (const int64_t length : kReportLengths)
+    record.bits["at"][std::to_string(length)] = bits_at(record, e.bytes, length, model_->config.geometry());
   record.bytes = {{"codes", e.bytes.codes},       {"scales", e.bytes.scales},
                   {"outliers", e.bytes.outliers}, {"sinks", e.bytes.sinks},
                   {"window", e.bytes.window},     {"shared", e.bytes.shared}};

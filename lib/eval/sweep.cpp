@@ -9,6 +9,7 @@
 #include <toml++/toml.h>
 
 #include <algorithm>
+#include <cmath>
 #include <string_view>
 
 namespace million {
@@ -83,6 +84,15 @@ double value_of(const Json& row, const char* group, const char* name) {
   return v.is_object() ? v.at("value").get<double>() : v.get<double>();
 }
 
+/// True when two rows may stand in one table.
+bool comparable(const Json& a, const Json& b) {
+  const auto same = [&](const char* group, const char* key) {
+    return a.value(group, Json::object()).value(key, Json()) ==
+           b.value(group, Json::object()).value(key, Json());
+  };
+  return same("config", "protocol") && same("config", "context") && same("inputs", "text_sha256");
+}
+
 bool scored(const Json& row) {
   return row.value("status", "") == "ok" && row.contains("metrics") &&
          row["metrics"].contains("kl");
@@ -115,6 +125,7 @@ SweepConfig load_sweep(const std::string& path) {
     const toml::table table = toml::parse(text, path);
     TableReader reader(table, path);
     reader.read("context", config.context);
+    reader.read_list("contexts", config.contexts);
     reader.read("windows", config.windows);
     reader.read("calib_tokens", config.calib_tokens);
     reader.read("calib_context", config.calib_context);
@@ -164,12 +175,22 @@ SweepOutcome run_sweep(EvalSession& session, const std::vector<MethodSpec>& meth
 void mark_pareto(std::vector<Json>& rows) {
   for (Json& row : rows) {
     if (!scored(row)) continue;
-    const double bits = value_of(row, "bits", "cache"), kl = value_of(row, "metrics", "kl");
-    row["pareto"] = std::none_of(rows.begin(), rows.end(), [&](const Json& other) {
-      if (!scored(other) || &other == &row) return false;
-      const double b = value_of(other, "bits", "cache"), k = value_of(other, "metrics", "kl");
-      return b <= bits && k <= kl && (b < bits || k < kl);
-    });
+    std::vector<const Json*> rivals;
+    for (const Json& other : rows)
+      if (scored(other) && &other != &row && comparable(other, row)) rivals.push_back(&other);
+    const auto unbeaten = [&](const auto& bits_of) {
+      const double bits = bits_of(row), kl = value_of(row, "metrics", "kl");
+      return std::none_of(rivals.begin(), rivals.end(), [&](const Json* other) {
+        const double b = bits_of(*other), k = value_of(*other, "metrics", "kl");
+        return b <= bits && k <= kl && (b < bits || k < kl);
+      });
+    };
+    row["pareto"] = unbeaten([](const Json& r) { return value_of(r, "bits", "cache"); });
+    if (!row["bits"].contains("at")) continue;
+    for (const auto& [length, bits] : row["bits"]["at"].items())
+      row["pareto_at"][length] = unbeaten([&key = length](const Json& r) {
+        return r["bits"].contains("at") ? r["bits"]["at"].value(key, INFINITY) : INFINITY;
+      });
   }
 }
 

@@ -128,6 +128,7 @@ Json RunRecord::to_json() const {
               {"metrics", metrics},         {"bits", bits},      {"bytes", bytes},
               {"timing", timing},           {"seed", seed},      {"inputs", inputs},
               {"provenance", provenance()}, {"command", command}};
+  if (!series.empty()) out["series"] = series;
   if (!reason.empty()) out["reason"] = reason;
   return out;
 }

@@ -33,7 +33,9 @@ struct RunRecord {
   Json config = Json::object();   ///< every resolved setting that changes the numbers
   Json inputs = Json::object();   ///< model_sha256, text_sha256, calibration {...}
   Json metrics = Json::object();  ///< name -> {value, se, n}; filled by metric()
-  Json bits = Json::object();     ///< nominal, cache, total: bits per value
+  /// nominal, cache, total: bits per value; at: {"8192": total at that length, ...}
+  Json bits = Json::object();
+  Json series = Json::object();   ///< name -> numbers in order: per layer, per part of the context
   Json bytes = Json::object();    ///< codes, scales, outliers, sinks, window, shared ...
   Json timing = Json::object();   ///< name -> {median, raw [...]}; filled by times()
   uint64_t seed = 0;
