@@ -78,7 +78,7 @@ def main():
             cases.append({"spec": spec, "kind": "key", "decoded": flat(by_channel(x, bits, group))})
             cases.append({"spec": spec, "kind": "value", "decoded": flat(by_token(x, bits, group))})
     moved = 0
-    for bits, group in ((4, 32), (8, 8)):
+    for bits, group in ((4, 8), (8, 32)):
         for requant in (0, 1):
             spec = f"quanto:bits={bits},group={group},residual=10,requant={requant}"
             decoded = quanto(x, bits, group, 10, requant)
