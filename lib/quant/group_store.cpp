@@ -68,6 +68,7 @@ void TokenStore::requantize(int64_t n) {
     for (int64_t t = begin; t < end; ++t)
       for (int h = 0; h < p_.n_heads; ++h) {
         decode(h, static_cast<int>(t), static_cast<int>(t) + 1, x.data());
+        for (float& value : x) value = half_to_float(finite_half(value));
         encode_row(x.data(), codes_.at(t) + h * row_bytes_, scales_.at(t) + h * head_halves_);
       }
   });

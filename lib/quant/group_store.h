@@ -53,7 +53,8 @@ class TokenStore : public CodeStore {
   void clear() override { codes_.clear(), scales_.clear(); }
 
  protected:
-  /// Decodes tokens [0, n) and quantizes what comes out again, in place.
+  /// Decodes tokens [0, n) to halves, the type of a cache's tensors, and quantizes those again, in
+  /// place.
   void requantize(int64_t n);
 
  private:

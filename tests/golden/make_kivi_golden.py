@@ -7,8 +7,8 @@ the C++ code. One group: z = min, s = (max - min) / (2^b - 1), both rounded to h
 q = clamp(round((x - z) / s), 0, 2^b - 1) is chosen; x' = q s + z; s = 0 decodes to z.
   kivi keys    a group is G consecutive tokens of one channel
   kivi values  a group is G neighbouring channels of one token
-  quanto       groups as kivi values; whenever R tokens are full, everything older is decoded and
-               quantized again
+  quanto       groups as kivi values; whenever R tokens are full, everything older is decoded to
+               halves (the tensors that are concatenated) and quantized again
 The input has channels and tokens that are constant, one-signed, wide, and far from zero beside
 their range: there the rounding of z leaves codes unused, and quantizing again moves values.
 Run: python3 tests/golden/make_kivi_golden.py   (numpy only; same output on every run)
@@ -55,7 +55,7 @@ def quanto(x, bits, group, residual, requant):
     for t in range(0, x.shape[0], residual):
         fresh = x[t:t + residual]
         if requant and len(fresh) == residual:
-            done = by_token(done, bits, group)
+            done = by_token(done.astype(np.float16).astype(F), bits, group)
         done = np.concatenate([done, by_token(fresh, bits, group)])
     return done
 
