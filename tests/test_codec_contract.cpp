@@ -32,6 +32,9 @@ std::vector<std::vector<std::string>> families(const std::string& name) {
   };
   if (name == "uniform")
     return {rising(2, 8, "uniform:bits={}"),
+            // Two levels of a wide group are worse than zero: minimum and maximum.
+            rising(1, 8, "uniform:bits={},group=4"),
+            rising(1, 8, "uniform:bits={},axis=channel,group=8"),
             rising(2, 8, "uniform:bits={},group=16,symmetric=1"),
             rising(2, 8, "uniform:bits={},axis=channel,group=32"),
             rising(2, 8, "uniform:bits={},axis=channel,group=50,symmetric=1,rope=pre"),
@@ -48,8 +51,15 @@ std::vector<std::vector<std::string>> families(const std::string& name) {
             {"pq:layers=8x6+16x6,iters=2,rotate=pairs,pairs=4", "pq:layers=16x6+fp16,iters=2"},
             {"pq:M=4,nbits=12,scope=model,iters=1,rows=5000,frame=off,seed=7"}};
   if (name == "kvquant")
-    return {rising(2, 4, "kvquant:bits={}"), rising(2, 4, "kvquant:bits={},outliers=0,qnorm=0"),
-            rising(2, 4, "kvquant:bits={},outliers=0.05,qnorm=1")};
+    return {rising(1, 8, "kvquant:bits={}"), rising(2, 8, "kvquant:bits={},outliers=0,qnorm=0"),
+            rising(1, 8, "kvquant:bits={},outliers=0.05,qnorm=1")};
+  if (name == "kivi")
+    return {rising(2, 8, "kivi:bits={}"), rising(1, 8, "kivi:bits={},group=8,residual=64"),
+            rising(1, 8, "kivi:bits={},group=4,residual=0")};
+  if (name == "quanto")
+    return {rising(2, 8, "quanto:bits={}"), rising(1, 8, "quanto:bits={},group=4,residual=50"),
+            rising(1, 8, "quanto:bits={},group=4,residual=0"),
+            rising(2, 8, "quanto:bits={},group=16,requant=0")};
   return {{name}};
 }
 

@@ -20,6 +20,7 @@ struct Work {
   AlignedVector<float> q, scores, acc;
   std::vector<SoftmaxState> state;
   std::vector<int> begin, end;
+  std::vector<int64_t> key_boundary, value_boundary;  ///< per query position of the tile
 };
 
 /// One tile of keys against the rows of one query tile: visible columns [begin, end) per row.
@@ -52,27 +53,31 @@ class TileJob {
 
   void run() {
     load();
+    const auto sinks_of = [&](int64_t i) { return std::min(view_.sinks, key(i)); };
+    const auto low = [&](int64_t i) { return std::min(key(i), value(i)); };
+    const auto high = [&](int64_t i) { return std::max(key(i), value(i)); };
     for (int64_t k0 = 0; k0 <= last_; k0 += kKeyTile) {
-      const float* k = view_.exact_k->at(head_, k0);
-      const float* v = view_.exact_v->at(head_, k0);
-      const int64_t sinks = view_.sinks;
-      if (set_visible(
-              k0, [&](int64_t) { return sinks; }, [&](int64_t i) { return boundary(i); }))
-        attend_tile(w_, rows_, g_.head_dim, view_.coded_k->at(head_, k0),
-                    view_.coded_v->at(head_, k0));
-      if (set_visible(
-              k0, [](int64_t) { return int64_t{0}; },
-              [&](int64_t i) { return std::min(sinks, boundary(i)); }))
-        attend_tile(w_, rows_, g_.head_dim, k, v);
-      if (set_visible(
-              k0, [&](int64_t i) { return boundary(i); }, [](int64_t i) { return i + 1; }))
-        attend_tile(w_, rows_, g_.head_dim, k, v);
+      const auto attend = [&](const TileRows* k, const TileRows* v, auto from, auto to) {
+        if (set_visible(k0, from, to))
+          attend_tile(w_, rows_, g_.head_dim, k->at(head_, k0), v->at(head_, k0));
+      };
+      attend(view_.coded_k, view_.coded_v, sinks_of, low);
+      if (split_) {  // tokens of which only one side is coded
+        attend(
+            view_.exact_k, view_.coded_v, [&](int64_t i) { return key(i); }, high);
+        attend(
+            view_.coded_k, view_.exact_v, [&](int64_t i) { return value(i); }, high);
+      }
+      attend(
+          view_.exact_k, view_.exact_v, [](int64_t) { return int64_t{0}; }, sinks_of);
+      attend(view_.exact_k, view_.exact_v, high, [](int64_t i) { return i + 1; });
     }
     store();
   }
 
  private:
-  int64_t boundary(int64_t i) const { return view_.boundary(i); }
+  int64_t key(int64_t position) const { return w_.key_boundary[position - first_]; }
+  int64_t value(int64_t position) const { return w_.value_boundary[position - first_]; }
   int64_t row_of(int64_t position) const { return (position - tile_first_) * g_.group(); }
   int64_t query_of(int64_t position) const {
     return ((position - view_.first) * g_.n_heads + static_cast<int64_t>(head_) * g_.group()) *
@@ -102,8 +107,14 @@ class TileJob {
     w_.state.assign(rows_, SoftmaxState{});
     w_.begin.assign(rows_, 0);
     w_.end.assign(rows_, 0);
-    for (int64_t i = first_; i <= last_; ++i)
+    w_.key_boundary.clear();
+    w_.value_boundary.clear();
+    for (int64_t i = first_; i <= last_; ++i) {
       std::copy_n(q_ + query_of(i), run, w_.q.data() + row_of(i) * g_.head_dim);
+      w_.key_boundary.push_back(view_.key_boundary(i));
+      w_.value_boundary.push_back(view_.value_boundary(i));
+      split_ |= w_.key_boundary.back() != w_.value_boundary.back();
+    }
   }
 
   void store() {
@@ -126,6 +137,7 @@ class TileJob {
   const int64_t tile_first_;
   const int rows_;
   const int64_t first_, last_;
+  bool split_ = false;  ///< keys and values end their codes at different tokens somewhere
 };
 
 }  // namespace

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Attention over the three parts of a cached sequence. A chunk of queries is matrix work on tiles
+// Attention over the parts of a cached sequence. A chunk of queries is matrix work on tiles
 // of fixed shape that start at position 0, so a row's result does not depend on which chunk it is
 // in; a single query goes through the fused kernels.
 #pragma once
@@ -35,8 +35,9 @@ class TileRows {
   AlignedVector<float> data_;
 };
 
-/// What a chunk of queries sees. Query at position i (first <= i < first + n) sees positions
-/// [0, sinks) exact, [sinks, boundary(i)) decoded, [boundary(i), i] exact; boundary never falls.
+/// What a chunk of queries sees. Query at position i (first <= i < first + n) sees the keys of
+/// positions [0, sinks) exact, [sinks, key_boundary(i)) decoded, [key_boundary(i), i] exact, and
+/// values likewise; boundaries never fall.
 struct ChunkView {
   const TileRows* exact_k;
   const TileRows* exact_v;
@@ -45,7 +46,7 @@ struct ChunkView {
   int64_t first;
   int n;
   int64_t sinks;
-  std::function<int64_t(int64_t)> boundary;  ///< >= min(sinks, i + 1)
+  std::function<int64_t(int64_t)> key_boundary, value_boundary;  ///< min(sinks, i + 1) .. i + 1
 };
 
 /// Causal attention of a chunk: q, out [n][n_heads][head_dim], q after RoPE.

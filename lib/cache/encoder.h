@@ -15,9 +15,10 @@
 
 namespace million {
 
-/// Rows [n][n_kv_heads][head_dim] copied out of the window, so that the job shares nothing with it.
+/// Rows x [n][n_kv_heads][head_dim] copied out of the window, so that the job shares nothing with
+/// it.
 struct EncodeJob {
-  AlignedVector<float> k, v;
+  AlignedVector<float> x;
   int n = 0;
   int64_t first_token = 0;
   std::function<void(EncodeJob&)> run;

@@ -4,7 +4,7 @@
 #include "kernels/ops.h"
 #include "lib/cache/attention.h"
 #include "lib/cache/encoder.h"
-#include "lib/cache/exact_run.h"
+#include "lib/cache/kind_cache.h"
 #include "lib/core/error.h"
 #include "lib/core/parallel.h"
 
@@ -12,15 +12,11 @@
 #include <cmath>
 #include <numeric>
 #include <shared_mutex>
+#include <tuple>
 
 namespace million {
 namespace {
 
-/// Steps between the moment a block has left the window and the moment queries see its codes. The
-/// worker encodes in that time; synchronous encoding waits equally long, so both give one result.
-constexpr int64_t kVisibleLag = 8;
-/// Smallest run that is sealed at once; blocks of codecs that work row by row are made this long.
-constexpr int kSealTokens = 64;
 /// Tokens of one work item of single-query attention; fixed, so that the order of merging does not
 /// depend on the number of threads. A multiple of kPqBlock.
 constexpr int64_t kPartTokens = 2048;
@@ -43,81 +39,125 @@ double Method::nominal_bits() const {
   return 0.5 * (key_codec->nominal_bits() + value_codec->nominal_bits());
 }
 
+void require_compatible(const MethodSpec& spec, const Codec& key_codec, const Codec& value_codec) {
+  for (const Codec* codec : {&key_codec, &value_codec})
+    MILLION_REQUIRE(spec.window == 0 || codec->residual().type == ResidualRule::Type::kNone,
+                    ErrorCode::kUsage,
+                    "method {}: window={} beside {}, which keeps its last tokens by a rule of its "
+                    "own; leave window out or set residual=0",
+                    spec.to_string(), spec.window, codec->spec());
+}
+
+namespace {
+
+/// Rules of keys and values. Without rules of their own both are sealed in common blocks, so that
+/// a fused kernel finds both sides coded.
+std::pair<CodingRule, CodingRule> coding_rules(const Method& method, Protocol protocol) {
+  const Codec &k = *method.key_codec, &v = *method.value_codec;
+  require_compatible(method.spec, k, v);
+  CodingRule key, value;
+  for (auto [rule, codec] : {std::pair(&key, &k), std::pair(&value, &v)}) {
+    rule->protocol = protocol;
+    rule->exact = method.spec.key_codec == "fp16" && method.spec.value_codec == "fp16";
+    rule->sinks = rule->exact ? 0 : method.spec.sinks;
+    rule->window = method.spec.window;
+    rule->residual = codec->residual();
+    rule->seal_tokens = std::lcm(codec->block_tokens(), kSealTokens);
+    // A run that a rule hands over must be whole groups.
+    MILLION_ASSERT(!rule->ruled() || rule->residual.length > 0);
+    if (rule->residual.type == ResidualRule::Type::kFlush)
+      MILLION_ASSERT(rule->residual.length % codec->block_tokens() == 0);
+    if (rule->residual.type == ResidualRule::Type::kSlide)
+      MILLION_ASSERT(codec->block_tokens() == 1);
+  }
+  if (!key.ruled() && !value.ruled())
+    key.seal_tokens = value.seal_tokens = std::lcm(key.seal_tokens, value.seal_tokens);
+  return {key, value};
+}
+
+/// How the tokens behind the sinks are cut for one query.
+struct Parts {
+  Parts(const KindCache& k, const KindCache& v)
+      : low(std::min(k.sealed(), v.sealed())),
+        high(std::max(k.sealed(), v.sealed())),
+        end(k.sealed() + k.window().size()),
+        both(count(low)),
+        one(count(high - low)),
+        exact(std::max<int64_t>(1, count(end - high))) {}
+
+  int64_t total() const { return both + one + exact; }
+
+  int64_t low, high, end;  ///< tokens [0, low) are coded, [low, high) half coded, [high, end) exact
+  int64_t both, one, exact;  ///< parts of each
+
+ private:
+  static int64_t count(int64_t tokens) { return (tokens + kPartTokens - 1) / kPartTokens; }
+};
+
+}  // namespace
+
 struct KvCache::Impl {
-  /// One layer: sinks, codes, window, and how many sealed tokens queries may see.
   struct Layer {
-    ExactRun sinks, window;
-    std::unique_ptr<CodeStore> k, v;
-    int64_t sealed = 0;   ///< tokens whose codes are visible; the window starts behind them
-    int64_t started = 0;  ///< tokens handed to the encoder, >= sealed
-    int64_t ticket = 0;   ///< of the last encoding job
-    std::unique_ptr<std::shared_mutex> stores = std::make_unique<std::shared_mutex>();
+    KindCache k, v;
   };
 
   Impl(const KvGeometry& g, Method m, Protocol p, bool async)
       : geometry(g), method(std::move(m)), protocol(p), rope(g.rope), encoder(async) {
-    exact = method.spec.key_codec == "fp16" && method.spec.value_codec == "fp16";
-    if (!exact) {
-      const int block =
-          std::lcm(method.key_codec->block_tokens(), method.value_codec->block_tokens());
-      seal_tokens = std::lcm(block, kSealTokens);
-      row_wise = block == 1;
-    }
+    std::tie(key_rule, value_rule) = coding_rules(method, protocol);
+    const auto free = [&](const CodingRule& rule, const Codec& codec) {
+      return !rule.all_at_once() || (codec.block_tokens() == 1 && rule.window == 0);
+    };
+    any_call = free(key_rule, *method.key_codec) && free(value_rule, *method.value_codec);
     reset();
   }
 
   void reset() {
     encoder.wait(last_ticket);
     layers.clear();
-    // A window stays small; an exact cache is read in long runs.
-    const int segment = exact ? 2 * kSealTokens : kSealTokens;
     for (int l = 0; l < geometry.n_layers; ++l) {
-      Layer layer{ExactRun(geometry.n_kv_heads, geometry.head_dim, std::max(1, n_sinks())),
-                  ExactRun(geometry.n_kv_heads, geometry.head_dim, segment), nullptr, nullptr};
-      if (!exact) {
-        layer.k = method.key_codec->make_store(l);
-        layer.v = method.value_codec->make_store(l);
-      }
-      layers.push_back(std::move(layer));
+      const auto store = [&](const Codec& codec) {
+        return key_rule.exact ? nullptr : codec.make_store(l);
+      };
+      layers.push_back(
+          {KindCache(geometry, key_rule, method.key_codec->frame(), store(*method.key_codec)),
+           KindCache(geometry, value_rule, KeyFrame{}, store(*method.value_codec))});
     }
     n_tokens = 0;
   }
 
-  int n_sinks() const { return exact ? 0 : method.spec.sinks; }
-
-  /// Sealed tokens once the sequence has n tokens (decode path).
-  int64_t sealed_of(int64_t n, int64_t lag) const {
-    if (exact) return 0;
-    const int64_t behind = n - n_sinks() - method.spec.window - lag;
-    return behind <= 0 ? 0 : behind / seal_tokens * seal_tokens;
-  }
+  int n_sinks() const { return key_rule.sinks; }
 
   /// First position behind the codes that the query at position i sees.
-  int64_t boundary(int64_t i) const {
-    if (i < n_sinks()) return i + 1;
-    if (exact) return 0;
-    if (protocol == Protocol::kDecodePath) return n_sinks() + sealed_of(i + 1, kVisibleLag);
-    return std::max<int64_t>(n_sinks(), i + 1 - method.spec.window);
+  int64_t boundary(const CodingRule& rule, int64_t i) const {
+    return std::min<int64_t>(n_sinks(), i + 1) + rule.seen(i);
   }
 
-  void append_exact(Layer& layer, const float* k, const float* v, int n) const;
-  void make_visible(Layer& layer, int64_t until);
-  void start_encoding(Layer& layer, int64_t until);
-  void fill_tiles(Layer& layer, int64_t n_after, int64_t n_coded);
-  void attend_many(Layer& layer, const float* q, int n, int64_t n_coded, float* out);
+  template <class F>
+  void for_kinds(Layer& layer, const F& f) {
+    f(layer.k, key_rule);
+    f(layer.v, value_rule);
+  }
+
+  void attend_run(Layer& layer, int64_t first, int n, bool single, const float* q, float* out);
+  void hand_over(KindCache& kind, int64_t until);
+  int64_t run_end(int64_t first, int64_t end) const;
+  void read_kind(const KindCache& kind, int head, int64_t begin, int64_t end, float* out) const;
+  void fill_tiles(Layer& layer, int64_t n_after);
+  void attend_many(Layer& layer, int64_t first, const float* q, int n, float* out);
   void attend_one(Layer& layer, const float* q, float* out);
   void attend_part(const Layer& layer, int head, int64_t part, const float* q, SoftmaxState* state,
                    float* acc) const;
   void attend_codes(const Layer& layer, int head, int64_t begin, int64_t end, const float* q,
                     SoftmaxState* state, float* acc) const;
-  void rotate_decoded(float* k, int64_t first, int64_t n) const;
+  void attend_exact(const ExactRun& k, int64_t k_at, const ExactRun& v, int64_t v_at, int64_t n,
+                    int head, const float* q, SoftmaxState* state, float* acc) const;
+  void rotate_decoded(const KindCache& kind, float* k, int64_t first, int64_t n) const;
 
   KvGeometry geometry;
   Method method;
   Protocol protocol;
-  bool exact = true;     ///< both codecs are fp16: nothing is ever sealed
-  bool row_wise = true;  ///< codecs take any number of rows
-  int seal_tokens = kSealTokens;
+  CodingRule key_rule, value_rule;
+  bool any_call = true;  ///< a sequence may come in any number of calls
   int64_t n_tokens = 0;
   int64_t last_ticket = 0;
   RopeTable rope;
@@ -128,61 +168,23 @@ struct KvCache::Impl {
   BlockEncoder encoder;  // last member: its thread stops before the stores go
 };
 
-void KvCache::Impl::append_exact(Layer& layer, const float* k, const float* v, int n) const {
-  const int64_t to_sinks = std::clamp<int64_t>(n_sinks() - layer.sinks.size(), 0, n);
-  layer.sinks.append(k, v, to_sinks);
-  const int64_t row = geometry.row();
-  layer.window.append(k + to_sinks * row, v + to_sinks * row, n - to_sinks);
+void KvCache::Impl::hand_over(KindCache& kind, int64_t until) {
+  kind.start_encoding(until, encoder);
+  last_ticket = std::max(last_ticket, kind.ticket());
 }
 
-/// Hands the codes of tokens [started, until) (counted behind the sinks) to the encoder.
-void KvCache::Impl::start_encoding(Layer& layer, int64_t until) {
-  if (until <= layer.started) return;
-  const int64_t n = until - layer.started;
-  const int64_t window_first = layer.started - layer.sealed;
-  EncodeJob job;
-  job.first_token = n_sinks() + layer.started;
-  job.n = static_cast<int>(n);
-  job.k.resize(n * geometry.row());
-  job.v.resize(job.k.size());
-  AlignedVector<float> k(n * geometry.head_dim), v(k.size());
-  for (int h = 0; h < geometry.n_kv_heads; ++h) {
-    layer.window.read(h, window_first, window_first + n, k.data(), v.data());
-    for (int64_t t = 0; t < n; ++t) {
-      const int64_t to = (t * geometry.n_kv_heads + h) * geometry.head_dim;
-      std::copy_n(k.data() + t * geometry.head_dim, geometry.head_dim, job.k.data() + to);
-      std::copy_n(v.data() + t * geometry.head_dim, geometry.head_dim, job.v.data() + to);
-    }
-  }
-  const KeyFrame frame = method.key_codec->frame();
-  job.run = [this, &layer, frame](EncodeJob& j) {
-    if (frame.type != KeyFrame::Type::kPostRope)
-      parallel_for(j.n, [&](int64_t t) {
-        const int64_t position = j.first_token + t;
-        geometry.rope.move(j.k.data() + t * geometry.row(), geometry.n_kv_heads, geometry.head_dim,
-                           frame.position(position) - position);
-      });
-    std::unique_lock lock(*layer.stores);
-    layer.k->append(j.k.data(), j.n, j.first_token);
-    layer.v->append(j.v.data(), j.n, j.first_token);
-  };
-  layer.started = until;
-  last_ticket = layer.ticket = encoder.submit(std::move(job));
+/// End of the run of queries from `first` on that see one state of codes: codes that a flush
+/// rewrites must be read before it.
+int64_t KvCache::Impl::run_end(int64_t first, int64_t end) const {
+  if (method.key_codec->rewrites_codes()) end = std::min(end, key_rule.next_flush(first));
+  if (method.value_codec->rewrites_codes()) end = std::min(end, value_rule.next_flush(first));
+  return end;
 }
 
-/// Makes the codes of tokens [0, until) visible and drops their exact rows. all_distorted keeps the
-/// rows of its window, so that bytes() counts them.
-void KvCache::Impl::make_visible(Layer& layer, int64_t until) {
-  if (until <= layer.sealed) return;
-  encoder.wait(layer.ticket);
-  const int64_t kept = protocol == Protocol::kAllDistorted ? method.spec.window : 0;
-  layer.window.drop_front(std::max<int64_t>(0, until - layer.sealed - kept));
-  layer.sealed = until;
-}
-
-/// Rotates decoded keys of positions [first, first + n) from the codec's frame to after RoPE.
-void KvCache::Impl::rotate_decoded(float* k, int64_t first, int64_t n) const {
-  const KeyFrame frame = method.key_codec->frame();
+/// Rotates decoded rows of positions [first, first + n) from the codec's frame to after RoPE.
+void KvCache::Impl::rotate_decoded(const KindCache& kind, float* k, int64_t first,
+                                   int64_t n) const {
+  const KeyFrame frame = kind.frame();
   if (frame.type == KeyFrame::Type::kPostRope) return;
   const Ops& op = ops();
   for (int64_t t = 0; t < n; ++t) {
@@ -192,90 +194,138 @@ void KvCache::Impl::rotate_decoded(float* k, int64_t first, int64_t n) const {
   }
 }
 
-/// f32 rows for attend_chunk: what is exact, and the first n_coded sealed tokens decoded.
-void KvCache::Impl::fill_tiles(Layer& layer, int64_t n_after, int64_t n_coded) {
-  const int d = geometry.head_dim;
-  for (TileRows* rows : {&exact_k, &exact_v}) rows->reset(geometry.n_kv_heads, d, n_after);
-  if (n_coded > 0)
-    for (TileRows* rows : {&coded_k, &coded_v}) rows->reset(geometry.n_kv_heads, d, n_after);
-  const int64_t n_sink_rows = layer.sinks.size();
-  const int64_t window_first = n_sink_rows + layer.sealed;
-  const int64_t parts = (n_coded + kDecodeTokens - 1) / kDecodeTokens;
+/// f32 rows of tokens [begin, end) behind the sinks, all of them coded or all of them exact.
+void KvCache::Impl::read_kind(const KindCache& kind, int head, int64_t begin, int64_t end,
+                              float* out) const {
+  if (begin >= kind.sealed())
+    return kind.window().read(head, begin - kind.sealed(), end - kind.sealed(), out);
+  kind.store().decode(head, static_cast<int>(begin), static_cast<int>(end), out);
+  rotate_decoded(kind, out, n_sinks() + begin, end - begin);
+}
+
+/// f32 rows for attend_chunk of a run of queries before position n_after: what is exact, and the
+/// coded tokens that the last of them sees, decoded.
+void KvCache::Impl::fill_tiles(Layer& layer, int64_t n_after) {
+  struct Side {
+    const KindCache& kind;
+    TileRows &exact, &coded;
+    int64_t n_coded;
+  };
+  const Side sides[] = {{layer.k, exact_k, coded_k, key_rule.seen(n_after - 1)},
+                        {layer.v, exact_v, coded_v, value_rule.seen(n_after - 1)}};
+  for (const Side& s : sides) {
+    s.exact.reset(geometry.n_kv_heads, geometry.head_dim, n_after);
+    if (s.n_coded > 0) s.coded.reset(geometry.n_kv_heads, geometry.head_dim, n_after);
+  }
+  const int64_t parts =
+      (std::max(sides[0].n_coded, sides[1].n_coded) + kDecodeTokens - 1) / kDecodeTokens;
   parallel_for(geometry.n_kv_heads * (parts + 1), [&](int64_t job) {
     const int head = static_cast<int>(job % geometry.n_kv_heads);
     const int64_t part = job / geometry.n_kv_heads;
-    if (part == parts) {
-      layer.sinks.read(head, 0, n_sink_rows, exact_k.at(head, 0), exact_v.at(head, 0));
-      layer.window.read(head, 0, layer.window.size(), exact_k.at(head, window_first),
-                        exact_v.at(head, window_first));
-      return;
+    for (const Side& s : sides) {
+      const int64_t n_sink_rows = s.kind.sinks().size(), sealed = s.kind.sealed();
+      if (part == parts) {
+        s.kind.sinks().read(head, 0, n_sink_rows, s.exact.at(head, 0));
+        const int64_t n = n_after - n_sink_rows - sealed;
+        if (n > 0) s.kind.window().read(head, 0, n, s.exact.at(head, n_sink_rows + sealed));
+        continue;
+      }
+      const int64_t begin = part * kDecodeTokens;
+      const int64_t end = std::min(s.n_coded, begin + kDecodeTokens);
+      if (begin >= end) continue;
+      float* rows = s.coded.at(head, n_sink_rows + begin);
+      s.kind.store().decode(head, static_cast<int>(begin), static_cast<int>(end), rows);
+      rotate_decoded(s.kind, rows, n_sink_rows + begin, end - begin);
     }
-    const int64_t begin = part * kDecodeTokens;
-    const int64_t end = std::min(n_coded, begin + kDecodeTokens);
-    float* k = coded_k.at(head, n_sink_rows + begin);
-    layer.k->decode(head, static_cast<int>(begin), static_cast<int>(end), k);
-    layer.v->decode(head, static_cast<int>(begin), static_cast<int>(end),
-                    coded_v.at(head, n_sink_rows + begin));
-    rotate_decoded(k, n_sink_rows + begin, end - begin);
   });
 }
 
-void KvCache::Impl::attend_many(Layer& layer, const float* q, int n, int64_t n_coded, float* out) {
-  fill_tiles(layer, n_tokens + n, n_coded);
-  ChunkView view{&exact_k, &exact_v, &coded_k,  &coded_v,
-                 n_tokens, n,        n_sinks(), [this](int64_t i) { return boundary(i); }};
+void KvCache::Impl::attend_many(Layer& layer, int64_t first, const float* q, int n, float* out) {
+  fill_tiles(layer, first + n);
+  ChunkView view{&exact_k,
+                 &exact_v,
+                 &coded_k,
+                 &coded_v,
+                 first,
+                 n,
+                 n_sinks(),
+                 [this](int64_t i) { return boundary(key_rule, i); },
+                 [this](int64_t i) { return boundary(value_rule, i); }};
   attend_chunk(geometry, view, q, out);
 }
 
-/// Sealed tokens [begin, end) of one head against the group's queries (scaled, after RoPE).
+/// Tokens [begin, end) of one head, of which keys or values or both are coded, against the group's
+/// queries (scaled, after RoPE).
 void KvCache::Impl::attend_codes(const Layer& layer, int head, int64_t begin, int64_t end,
                                  const float* q, SoftmaxState* state, float* acc) const {
   const int group = geometry.group(), d = geometry.head_dim;
   thread_local AlignedVector<float> scratch, k_centroids, v_centroids;
-  PqSide k = layer.k->pq_side(head, &k_centroids), v = layer.v->pq_side(head, &v_centroids);
-  if (k.blocks && v.blocks && method.key_codec->frame().type == KeyFrame::Type::kPostRope) {
-    scratch.resize(pq_scratch_floats(group, d, k.M, k.nbits));
-    k.blocks += begin / kPqBlock;
-    v.blocks += begin / kPqBlock;
-    ops().attend_pq({group, d, static_cast<int>(end - begin), q, k, v, scratch.data(), state, acc});
-    return;
+  if (end <= std::min(layer.k.sealed(), layer.v.sealed()) &&
+      layer.k.frame().type == KeyFrame::Type::kPostRope) {
+    PqSide k = layer.k.store().pq_side(head, &k_centroids);
+    PqSide v = layer.v.store().pq_side(head, &v_centroids);
+    if (k.blocks && v.blocks) {
+      scratch.resize(pq_scratch_floats(group, d, k.M, k.nbits));
+      k.blocks += begin / kPqBlock;
+      v.blocks += begin / kPqBlock;
+      ops().attend_pq(
+          {group, d, static_cast<int>(end - begin), q, k, v, scratch.data(), state, acc});
+      return;
+    }
   }
   scratch.resize(static_cast<size_t>(2) * kDecodeTokens * d);
   float* rows_k = scratch.data();
   float* rows_v = rows_k + static_cast<int64_t>(kDecodeTokens) * d;
   for (; begin < end; begin += kDecodeTokens) {
     const int64_t n = std::min<int64_t>(kDecodeTokens, end - begin);
-    layer.k->decode(head, static_cast<int>(begin), static_cast<int>(begin + n), rows_k);
-    layer.v->decode(head, static_cast<int>(begin), static_cast<int>(begin + n), rows_v);
-    rotate_decoded(rows_k, layer.sinks.size() + begin, n);
+    read_kind(layer.k, head, begin, begin + n, rows_k);
+    read_kind(layer.v, head, begin, begin + n, rows_v);
     ops().attend_f32({group, d, static_cast<int>(n), q, rows_k, rows_v, state, acc});
   }
 }
 
-/// Part `part` of one head: first the parts of the codes, then those of the exact rows; the sinks
-/// go with the first exact part.
+/// n exact tokens of one head from rows k_at and v_at on, in pieces without a gap on either side.
+void KvCache::Impl::attend_exact(const ExactRun& k, int64_t k_at, const ExactRun& v, int64_t v_at,
+                                 int64_t n, int head, const float* q, SoftmaxState* state,
+                                 float* acc) const {
+  while (n > 0) {
+    int64_t k_run = 0, v_run = 0;
+    const uint16_t *k_rows = k.at(head, k_at, &k_run), *v_rows = v.at(head, v_at, &v_run);
+    const int64_t run = std::min({n, k_run, v_run});
+    ops().attend_f16({geometry.group(), geometry.head_dim, static_cast<int>(run), q, k_rows, v_rows,
+                      state, acc});
+    k_at += run;
+    v_at += run;
+    n -= run;
+  }
+}
+
+/// Part `part` of one head: the parts of tokens with keys and values coded, then those with one of
+/// them coded, then the exact ones; the sinks go with the first exact part.
 void KvCache::Impl::attend_part(const Layer& layer, int head, int64_t part, const float* q,
                                 SoftmaxState* state, float* acc) const {
-  const int64_t coded_parts = (layer.sealed + kPartTokens - 1) / kPartTokens;
-  if (part < coded_parts) {
-    std::shared_lock lock(*layer.stores);
-    const int64_t begin = part * kPartTokens;
-    attend_codes(layer, head, begin, std::min(layer.sealed, begin + kPartTokens), q, state, acc);
+  const Parts parts(layer.k, layer.v);
+  if (part < parts.both + parts.one) {
+    std::shared_lock key_lock(layer.k.mutex()), value_lock(layer.v.mutex());
+    const bool both = part < parts.both;
+    const int64_t begin = both ? part * kPartTokens : parts.low + (part - parts.both) * kPartTokens;
+    const int64_t end = std::min(both ? parts.low : parts.high, begin + kPartTokens);
+    attend_codes(layer, head, begin, end, q, state, acc);
     return;
   }
-  const auto attend = [&](int64_t, int64_t n, const uint16_t* k, const uint16_t* v) {
-    ops().attend_f16(
-        {geometry.group(), geometry.head_dim, static_cast<int>(n), q, k, v, state, acc});
-  };
-  if (part == coded_parts) layer.sinks.spans(head, 0, layer.sinks.size(), attend);
-  const int64_t begin = (part - coded_parts) * kPartTokens;
-  layer.window.spans(head, begin, std::min(layer.window.size(), begin + kPartTokens), attend);
+  const int64_t exact_part = part - parts.both - parts.one;
+  if (exact_part == 0)
+    attend_exact(layer.k.sinks(), 0, layer.v.sinks(), 0, layer.k.sinks().size(), head, q, state,
+                 acc);
+  const int64_t begin = parts.high + exact_part * kPartTokens;
+  attend_exact(layer.k.window(), begin - layer.k.sealed(), layer.v.window(),
+               begin - layer.v.sealed(), std::min(parts.end - begin, kPartTokens), head, q, state,
+               acc);
 }
 
 void KvCache::Impl::attend_one(Layer& layer, const float* q, float* out) {
   const int group = geometry.group(), d = geometry.head_dim, hk = geometry.n_kv_heads;
-  const int64_t parts = (layer.sealed + kPartTokens - 1) / kPartTokens +
-                        std::max<int64_t>(1, (layer.window.size() + kPartTokens - 1) / kPartTokens);
+  const int64_t parts = Parts(layer.k, layer.v).total();
   const float scale = 1.0f / std::sqrt(static_cast<float>(d));
   scaled_q.resize(static_cast<size_t>(geometry.n_heads) * d);
   for (size_t i = 0; i < scaled_q.size(); ++i) scaled_q[i] = q[i] * scale;
@@ -298,6 +348,25 @@ void KvCache::Impl::attend_one(Layer& layer, const float* q, float* out) {
   }
 }
 
+/// Attention of n queries from position `first` on, whose rows are already here.
+void KvCache::Impl::attend_run(Layer& layer, int64_t first, int n, bool single, const float* q,
+                               float* out) {
+  const int64_t n_after = first + n;
+  for_kinds(layer, [&](KindCache& kind, const CodingRule& rule) {
+    if (rule.ruled()) hand_over(kind, rule.handed_over(n_after));
+    if (rule.seen(n_after - 1) > 0) encoder.wait(kind.ticket());
+    if (single) kind.drop(rule.seen(n_after - 1));
+  });
+  if (single)
+    attend_one(layer, q, out);
+  else
+    attend_many(layer, first, q, n, out);
+  for_kinds(layer, [&](KindCache& kind, const CodingRule& rule) {
+    if (rule.ruled()) hand_over(kind, rule.dropped(n_after));
+    kind.drop(rule.dropped(n_after));
+  });
+}
+
 KvCache::KvCache(const KvGeometry& geometry, Method method, Protocol protocol, bool async_encode)
     : impl_(std::make_unique<Impl>(geometry, std::move(method), protocol, async_encode)) {}
 KvCache::~KvCache() = default;
@@ -310,43 +379,39 @@ void KvCache::attend(int layer_index, const float* q, const float* k, const floa
                      float* out) {
   Impl& m = *impl_;
   Impl::Layer& layer = m.layers[layer_index];
-  const bool distorted = m.protocol == Protocol::kAllDistorted && !m.exact;
   MILLION_REQUIRE(
-      !distorted || m.n_tokens == 0 || (m.row_wise && m.method.spec.window == 0), ErrorCode::kUsage,
+      m.n_tokens == 0 || m.any_call, ErrorCode::kUsage,
       "protocol all-distorted with {} takes a sequence in one call: set the chunk to the "
       "context length",
       m.method.spec.to_string());
   const int64_t n_after = m.n_tokens + n;
   m.rope.ensure(n_after);
-  m.append_exact(layer, k, v, n);
-  const int64_t behind_sinks = std::max<int64_t>(0, n_after - m.n_sinks());
-  const int64_t visible = distorted ? behind_sinks : m.sealed_of(n_after, kVisibleLag);
-  m.start_encoding(layer, distorted ? behind_sinks : m.sealed_of(n_after, 0));
-  if (n == 1 && !(distorted && m.method.spec.window > 0)) {
-    m.make_visible(layer, visible);
-    m.attend_one(layer, q, out);
-  } else {
-    if (visible > 0) m.encoder.wait(layer.ticket);
-    m.attend_many(layer, q, n, visible, out);
-    m.make_visible(layer, visible);
+  layer.k.append_exact(k, n);
+  layer.v.append_exact(v, n);
+  m.for_kinds(layer, [&](KindCache& kind, const CodingRule& rule) {
+    if (!rule.ruled()) m.hand_over(kind, rule.handed_over(n_after));
+  });
+  const int64_t row = static_cast<int64_t>(m.geometry.n_heads) * m.geometry.head_dim;
+  const bool single = n == 1;
+  for (int64_t first = m.n_tokens; first < n_after;) {
+    const int64_t end = m.run_end(first, n_after), at = (first - m.n_tokens) * row;
+    m.attend_run(layer, first, static_cast<int>(end - first), single, q + at, out + at);
+    first = end;
   }
   if (layer_index == m.geometry.n_layers - 1) m.n_tokens = n_after;
 }
 
 CacheBytes KvCache::bytes() const {
   CacheBytes sum;
-  for (const Impl::Layer& layer : impl_->layers) {
-    sum.sinks += layer.sinks.bytes();
-    sum.window += layer.window.bytes();
-    if (!layer.k) continue;
-    std::shared_lock lock(*layer.stores);
-    for (const CodeStore* store : {layer.k.get(), layer.v.get()}) {
-      const StoreBytes b = store->bytes();
+  for (const Impl::Layer& layer : impl_->layers)
+    for (const KindCache* kind : {&layer.k, &layer.v}) {
+      const StoreBytes b = kind->code_bytes();
+      sum.sinks += kind->sinks().bytes();
+      sum.window += kind->window().bytes();
       sum.codes += b.codes;
       sum.scales += b.scales;
       sum.outliers += b.outliers;
     }
-  }
   const Method& method = impl_->method;
   sum.shared = method.key_codec->shared_bytes() + method.value_codec->shared_bytes();
   return sum;

@@ -1,14 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 // The cache of one sequence: per layer and KV head the first S tokens exact (sinks), then sealed
-// tokens as codes, then the recent window exact. A token is stored in exactly one of the three.
+// tokens as codes, then the recent window exact. A key or value is in exactly one of the three.
 //
 // What the query at position i sees is a function of i alone, so results do not depend on how a
 // sequence is cut into calls:
 //   decode_path    tokens [S, sealed_end(i + 1)) from codes, the rest exact
 //   all_distorted  tokens [S, i + 1 - window) from codes (the paper's perplexity has S = window =
 //   0)
+//   a codec with a ResidualRule: tokens [S, S + what its rule says for i - S), in both protocols;
+//   keys and values may then end their codes at different tokens
 #pragma once
 
+#include "lib/cache/coding_rule.h"
 #include "lib/quant/codec.h"
 
 #include <cstdint>
@@ -17,7 +20,6 @@
 
 namespace million {
 
-enum class Protocol { kDecodePath, kAllDistorted };
 const char* protocol_name(Protocol p);
 Protocol parse_protocol(std::string_view text);
 
@@ -36,8 +38,12 @@ struct Method {
   double nominal_bits() const;
 };
 
+/// Error(kUsage) when `window` is asked of a codec that keeps recent tokens by a rule of its own.
+void require_compatible(const MethodSpec& spec, const Codec& key_codec, const Codec& value_codec);
+
 class KvCache {
  public:
+  /// Error(kUsage) as require_compatible().
   KvCache(const KvGeometry& geometry, Method method, Protocol protocol, bool async_encode = false);
   ~KvCache();
 
@@ -47,8 +53,8 @@ class KvCache {
   /// Appends n tokens of one layer and computes their causal attention. Layers are called in order,
   /// each with the same n; n_tokens() grows after the last layer. Rows: q, out [n][n_heads][d];
   /// k, v [n][n_kv_heads][d]; q and k after RoPE. Exact rows are held as f16, and codes are made
-  /// from those. all_distorted takes a sequence in one call unless the codec works row by row and
-  /// there is no window (Error(kUsage) otherwise).
+  /// from those. all_distorted takes a sequence in one call unless the codecs work row by row or
+  /// have a residual rule, and there is no window (Error(kUsage) otherwise).
   void attend(int layer, const float* q, const float* k, const float* v, int n, float* out);
   CacheBytes bytes() const;
   /// Bits per stored value from allocated bytes; with_shared counts the codebooks too.

@@ -70,6 +70,9 @@ class Codec {
   /// Tokens that are encoded together (a group of per-channel scales); 1 when rows are independent.
   virtual int block_tokens() const { return 1; }
   virtual ResidualRule residual() const { return {}; }
+  /// True when appending at a flush (ResidualRule::kFlush) changes the codes of older tokens, so
+  /// that queries before and after it must see different codes.
+  virtual bool rewrites_codes() const { return false; }
   /// True when train() learns more from gradients of the loss (CalibrationSet::k_fisher ...).
   virtual bool wants_gradients() const { return false; }
   /// True when train() or load() must run before make_store().

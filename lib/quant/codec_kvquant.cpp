@@ -256,10 +256,10 @@ class KvQuantCodec final : public Codec {
  public:
   KvQuantCodec(const Options& options, KvKind kind, const KvGeometry& geometry)
       : id_("kvquant", options, kind, geometry) {
-    p_.bits = options.integer("bits", 2, 4);
+    p_.bits = options.integer("bits", 1, 8);
     p_.outliers = options.real("outliers", 0.0, 0.5);
     const std::string qnorm = options.word("qnorm", "auto|0|1");
-    p_.qnorm = qnorm == "1" || (qnorm == "auto" && p_.bits == 2);
+    p_.qnorm = qnorm == "1" || (qnorm == "auto" && p_.bits <= 2);
     p_.kind = kind;
     p_.n_heads = geometry.n_kv_heads;
     p_.head_dim = geometry.head_dim;
@@ -290,7 +290,8 @@ class KvQuantCodec final : public Codec {
     if (!layers_) return 0;
     uint64_t bytes = layers_->capacity() * sizeof(KvQuantLayer);
     for (const KvQuantLayer& layer : *layers_)
-      bytes += (layer.zero.capacity() + layer.range.capacity()) * sizeof(float);
+      bytes +=
+          layer.table.bytes() + (layer.zero.capacity() + layer.range.capacity()) * sizeof(float);
     return bytes;
   }
 
@@ -335,8 +336,8 @@ TensorBag KvQuantCodec::save() const {
     const KvQuantLayer& layer = (*layers_)[l];
     const size_t n = layer.table.n, row = p_.row();
     const std::string name = fmt::format("L{:02}.", l);
-    bag.tensors[name + "levels"] = {{n}, {layer.table.levels, layer.table.levels + n}};
-    bag.tensors[name + "decoded"] = {{n}, {layer.table.decoded, layer.table.decoded + n}};
+    bag.tensors[name + "levels"] = {{n}, layer.table.levels};
+    bag.tensors[name + "decoded"] = {{n}, layer.table.decoded};
     if (!p_.keys()) continue;
     bag.tensors[name + "zero"] = {{row}, layer.zero};
     bag.tensors[name + "range"] = {{row}, layer.range};
@@ -354,9 +355,8 @@ void KvQuantCodec::load(const TensorBag& bag) {
     const auto& levels = require_tensor(bag, name + "levels", {n}).data;
     MILLION_REQUIRE(std::is_sorted(levels.begin(), levels.end()), ErrorCode::kBadInput,
                     "codebook: tensor '{}levels' does not ascend; train the codebooks again", name);
-    const auto& decoded = require_tensor(bag, name + "decoded", {n}).data;
-    std::copy(levels.begin(), levels.end(), layer.table.levels);
-    std::copy(decoded.begin(), decoded.end(), layer.table.decoded);
+    layer.table.levels = levels;
+    layer.table.decoded = require_tensor(bag, name + "decoded", {n}).data;
     layer.table.n = static_cast<int>(n);
     layer.table.update_middles();
     if (!p_.keys()) continue;
@@ -367,9 +367,10 @@ void KvQuantCodec::load(const TensorBag& bag) {
 }
 
 constexpr OptionInfo kOptions[] = {
-    {"bits", "4", "2..4", "bits of a code; 2^bits levels", true},
+    {"bits", "4", "1..8", "bits of a code; 2^bits levels; the paper has 2 to 4", true},
     {"outliers", "0.01", "0..0.5", "fraction of values kept exactly; 0 = dense only", true},
-    {"qnorm", "auto", "auto|0|1", "match mean and deviation of decoded levels; auto = at 2 bits"},
+    {"qnorm", "auto", "auto|0|1",
+     "match mean and deviation of decoded levels; auto = at 1 and 2 bits"},
 };
 
 std::unique_ptr<Codec> make_kvquant(const Options& options, KvKind kind,

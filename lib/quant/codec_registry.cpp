@@ -12,13 +12,12 @@ CodecInfo fp16_codec();
 CodecInfo uniform_codec();
 CodecInfo pq_codec();
 CodecInfo kvquant_codec();
+CodecInfo kivi_codec();
+CodecInfo quanto_codec();
 
 std::span<const CodecInfo> codec_table() {
   static const CodecInfo kTable[] = {
-      fp16_codec(),
-      uniform_codec(),
-      pq_codec(),
-      kvquant_codec(),
+      fp16_codec(), uniform_codec(), pq_codec(), kvquant_codec(), kivi_codec(), quanto_codec(),
   };
   return kTable;
 }

@@ -119,8 +119,8 @@ NuqTable NuqHistogram::solve(int n_levels, bool qnorm) const {
   const std::vector<double> levels = best_levels(n_levels);
   NuqTable table;
   table.n = n_levels;
-  for (int i = 0; i < n_levels; ++i)
-    table.levels[i] = table.decoded[i] = static_cast<float>(levels[i]);
+  table.levels.assign(levels.begin(), levels.end());
+  table.decoded = table.levels;
   table.update_middles();
   if (qnorm) apply_qnorm(&table);
   return table;

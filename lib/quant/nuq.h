@@ -3,33 +3,43 @@
 // weighted squared error, and KVQuant's Q-Norm (arXiv 2401.18079, sections 3.3 and 3.6).
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <span>
 #include <vector>
 
 namespace million {
 
-inline constexpr int kMaxNuqLevels = 16;
+inline constexpr int kMaxNuqLevels = 256;
 
 /// Signposts of one layer and kind. Codes are chosen with `levels`; `decoded` differs from it only
 /// under Q-Norm.
 struct NuqTable {
-  int n = 0;                         ///< 2^bits
-  float levels[kMaxNuqLevels] = {};  ///< ascending
-  float decoded[kMaxNuqLevels] = {};
+  int n = 0;                   ///< 2^bits
+  std::vector<float> levels;   ///< [n] ascending
+  std::vector<float> decoded;  ///< [n]
+  std::vector<float> middles;  ///< [n - 1]
 
-  /// Number of the nearest level, the lowest on ties.
+  /// Number of the nearest level, the lowest on ties; 0 for NaN. Counts the middles below u by
+  /// halving, without branches that depend on the data.
   uint8_t nearest(float u) const {
-    int code = 0;
-    for (int i = 0; i + 1 < n; ++i) code += u > middles[i];
-    return static_cast<uint8_t>(code);
+    const float* at = middles.data();
+    for (int left = n - 1; left > 0;) {
+      const int half = (left + 1) / 2;
+      at += u > at[half - 1] ? half : 0;
+      left -= half;
+    }
+    return static_cast<uint8_t>(at - middles.data());
   }
   /// To be called after `levels` changed.
   void update_middles() {
+    middles.resize(static_cast<size_t>(n - 1));
     for (int i = 0; i + 1 < n; ++i) middles[i] = 0.5f * (levels[i] + levels[i + 1]);
   }
-
-  float middles[kMaxNuqLevels] = {};
+  /// Allocated, beside the object itself.
+  uint64_t bytes() const {
+    return (levels.capacity() + decoded.capacity() + middles.capacity()) * sizeof(float);
+  }
 };
 
 /// Weighted histogram of normalized values. Bins keep sums and not counts only, so the mean of any
