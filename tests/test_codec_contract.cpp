@@ -55,7 +55,7 @@ std::vector<std::vector<std::string>> families(const std::string& name) {
     return {rising(1, 8, "turboquant:bits={}"),
             rising(1, 7, "turboquant:bits={}.5,rotation=hadamard"),
             rising(2, 4, "turboquant:bits={},qjl=1")};
-  if (name == "commvq") return {rising(1, 4, "commvq:bits={},rows=300,iters=2")};
+  if (name == "commvq") return {rising(1, 3, "commvq:bits={},iters=2")};
   return {{name}};
 }
 

@@ -3,7 +3,7 @@
 """Writes baselines.json: small inputs and what the baseline quantizers decode them to.
 
 Written from the published formulas in numpy, not from the C++ code:
-  ggml        llama.cpp's reference quantizers: blocks of 32, f32 scale for the codes, stored as half
+  ggml        llama.cpp's reference quantizers: blocks of 32, f32 scale for the codes, kept as half
   nf4         QLoRA's 16 levels, absmax as half; nearest level
   fp8, fp4    every value of the OCP tables, nearest by exhaustive search, ties to the even code
   turboquant  norm (half), rotation, Lloyd-Max levels of (1 - x^2)^((d-3)/2), QJL signs
@@ -75,17 +75,18 @@ GGML = {"q8_0": q8_0, "q4_0": lambda x: symmetric(x, 8), "q4_1": lambda x: affin
 
 
 def sylvester(n):
+    """Entries +-1; dividing the product by sqrt(n) afterwards keeps sums that cancel exactly 0."""
     h = np.ones((1, 1))
     while len(h) < n:
         h = np.block([[h, h], [h, -h]])
-    return h / math.sqrt(n)
+    return h
 
 
 def ggml(row, name, rotate):
     h = sylvester(64)
-    y = (h @ row).astype(F) if rotate else row
+    y = (h @ row / 8).astype(F) if rotate else row
     y = np.concatenate([GGML[name](y[c:c + 32]) for c in range(0, D, 32)])
-    return h @ y if rotate else y
+    return h @ y / 8 if rotate else y
 
 
 # --- small floats -------------------------------------------------------------------------------
@@ -173,12 +174,13 @@ def gaussian(d, stream, seed=1234):
 # --- turboquant ---------------------------------------------------------------------------------
 
 def rotation(kind, d, stream):
+    """An orthogonal matrix times a number, and that number."""
     if kind == "hadamard":
         rng = Rng(1234, stream)
         signs = np.array([1.0 - 2.0 * (rng.next() % 2) for _ in range(d)])
-        return sylvester(d) * signs  # H diag(signs); d is a power of two here
+        return sylvester(d) * signs, math.sqrt(d)  # H diag(signs); d is a power of two here
     q, r = np.linalg.qr(gaussian(d, stream))
-    return q * np.sign(np.diag(r))
+    return q * np.sign(np.diag(r)), 1.0
 
 
 def lloyd_max(d, bits, rounds=6000):
@@ -200,9 +202,9 @@ def lloyd_max(d, bits, rounds=6000):
 def turbo_instance(x, bits, qjl, kind, number):
     d = len(x)
     level_bits = bits - qjl
-    r, levels = rotation(kind, d, number), lloyd_max(d, level_bits)
+    (r, gain), levels = rotation(kind, d, number), lloyd_max(d, level_bits)
     norm = float(half(np.linalg.norm(x.astype(np.float64))))
-    y = r @ x
+    y = r @ x / gain
     code = np.argmin(np.abs(y[:, None] / (norm or 1.0) - levels), axis=1)
     decoded = norm * levels[code]
     if qjl:
@@ -210,7 +212,7 @@ def turbo_instance(x, bits, qjl, kind, number):
         signs = np.where(s @ rest >= 0, 1.0, -1.0)
         decoded = decoded + math.sqrt(math.pi / 2) / d * float(half(np.linalg.norm(rest))) * (
             s.T @ signs)
-    return r.T @ decoded
+    return r.T @ decoded / gain
 
 
 def turboquant(row, bits, qjl, kind, order):
@@ -248,7 +250,7 @@ def main():
     x[0, 1, 3] = F(-9)       # the largest magnitude is negative: the sign of a symmetric scale
     x[0, 1, 40] = F(11)      # and positive in the other block
     x[1, 0, :32] = 0         # an all-zero block
-    x[1, 0, 32:] = F(0.3)    # a constant one
+    x[1, 0, 32:] = F(0.3125)  # a constant one; its sums are exact, so ties are ties on both sides
     x[1, 1] *= F(30)
     order = np.array([[np.concatenate([np.sort(p[:D // 2]), np.sort(p[D // 2:])])
                        for p in (rng.permutation(D) for _ in range(N_HEADS))]])
