@@ -60,6 +60,16 @@ std::vector<std::vector<std::string>> families(const std::string& name) {
     return {rising(2, 8, "quanto:bits={}"), rising(1, 8, "quanto:bits={},group=4,residual=50"),
             rising(1, 8, "quanto:bits={},group=4,residual=0"),
             rising(2, 8, "quanto:bits={},group=16,requant=0")};
+  if (name == "q8_0") return {{"q8_0"}, {"q8_0:rotate=0"}};
+  if (name == "iq4_nl") return {{"iq4_nl"}, {"iq4_nl:rotate=0"}};
+  if (name == "nf4") return {{"nf4", "nf4:group=16"}};
+  if (name == "fp8") return {{"fp8:format=e5m2", "fp8"}, {"fp8:format=e5m2,scale=none"}};
+  if (name == "fp4") return {{"fp4", "fp4:group=8,scale=f16"}};
+  if (name == "turboquant")
+    return {rising(1, 8, "turboquant:bits={}"),
+            rising(1, 7, "turboquant:bits={}.5,rotation=hadamard"),
+            rising(2, 4, "turboquant:bits={},qjl=1")};
+  if (name == "commvq") return {rising(1, 3, "commvq:bits={},iters=2")};
   return {{name}};
 }
 

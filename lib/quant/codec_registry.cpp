@@ -14,11 +14,40 @@ CodecInfo pq_codec();
 CodecInfo kvquant_codec();
 CodecInfo kivi_codec();
 CodecInfo quanto_codec();
+CodecInfo q8_0_codec();
+CodecInfo q4_0_codec();
+CodecInfo q4_1_codec();
+CodecInfo q5_0_codec();
+CodecInfo q5_1_codec();
+CodecInfo iq4_nl_codec();
+CodecInfo nf4_codec();
+CodecInfo fp8_codec();
+CodecInfo fp4_codec();
+CodecInfo turboquant_codec();
+CodecInfo commvq_codec();
 
 std::span<const CodecInfo> codec_table() {
+  // clang-format off: a line each
   static const CodecInfo kTable[] = {
-      fp16_codec(), uniform_codec(), pq_codec(), kvquant_codec(), kivi_codec(), quanto_codec(),
+      fp16_codec(),
+      pq_codec(),
+      kvquant_codec(),
+      kivi_codec(),
+      quanto_codec(),
+      uniform_codec(),
+      turboquant_codec(),
+      commvq_codec(),
+      q8_0_codec(),
+      q4_0_codec(),
+      q4_1_codec(),
+      q5_0_codec(),
+      q5_1_codec(),
+      iq4_nl_codec(),
+      nf4_codec(),
+      fp8_codec(),
+      fp4_codec(),
   };
+  // clang-format on
   return kTable;
 }
 
