@@ -438,6 +438,7 @@ TEST_CASE("nuq: the solver is optimal and Q-Norm keeps mean and deviation", "[kv
 TEST_CASE("kvquant: given gradients replace the substitute", "[kvquant]") {
   CalibrationSet set = data();
   const size_t n = static_cast<size_t>(set.n_tokens) * set.geometry.row();
+  set.n_grad_tokens = set.n_tokens;
   // All weight on the first channel, whose levels then fit nothing else.
   for (auto* side : {&set.k_grad2, &set.v_grad2}) {
     side->assign(2, AlignedVector<float>(n, 0.0f));

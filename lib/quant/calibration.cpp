@@ -33,7 +33,7 @@ AlignedVector<float> calibration_rows(const CalibrationSet& data, KvKind kind, i
     // rotate_to and not move: stored keys of every frame carry YaRN's magnitude, even at position
     // 0.
     if (kind == KvKind::kKey)
-      g.rope.rotate_to(rows.data() + at, 1, d, frame.position(data.position(t)));
+      g.rope.rotate_to(rows.data() + at, 1, d, data.frame_position(frame, t));
   }
   return rows;
 }
