@@ -51,13 +51,13 @@ class CalibrationProbe : public Probe {
 /// Squares into the set, second moments into sums of its own.
 class FisherProbe : public GradientProbe {
  public:
-  FisherProbe(CalibrationSet& set, int n_windows) : set_(set) {
+  FisherProbe(CalibrationSet& set, int n_windows, const std::filesystem::path& spill) : set_(set) {
     const KvGeometry& g = set.geometry;
     set.n_grad_tokens = n_windows * set.context;
     const size_t values = static_cast<size_t>(set.n_grad_tokens) * g.row();
     for (auto* side : {&set.k_grad2, &set.v_grad2}) {
       side->clear();
-      for (int l = 0; l < g.n_layers; ++l) side->emplace_back(values);
+      for (int l = 0; l < g.n_layers; ++l) side->emplace_back(values, spill);
     }
     for (auto& side : sums_)
       side.assign(g.n_layers, std::vector<double>(static_cast<size_t>(g.row()) * g.head_dim, 0.0));
@@ -79,6 +79,8 @@ class FisherProbe : public GradientProbe {
       double* sum = sums_[keys ? 0 : 1][layer].data() + head * g.head_dim * g.head_dim;
       for (int64_t t = kFisherSkip; t < n; ++t) add_outer(from + t * row, g.head_dim, sum);
     });
+    set_.k_grad2[layer].release();
+    set_.v_grad2[layer].release();
   }
 
   /// Means over `count` tokens; the matrices are symmetric.
@@ -147,8 +149,8 @@ CalibrationSet capture_calibration(std::shared_ptr<const Model> model,
   set.positions = plan.positions;
   const size_t values = static_cast<size_t>(set.n_tokens) * set.geometry.row();
   for (int l = 0; l < set.geometry.n_layers; ++l) {
-    set.k_pre.emplace_back(values);
-    set.v.emplace_back(values);
+    set.k_pre.emplace_back(values, plan.spill);
+    set.v.emplace_back(values, plan.spill);
     set.q_second_moment.emplace_back(set.geometry.row(), 0.0f);
   }
   Decoder decoder(model, {});
@@ -159,6 +161,8 @@ CalibrationSet capture_calibration(std::shared_ptr<const Model> model,
     cache.clear();
     probe.set_window(static_cast<int64_t>(w) * context);
     decoder.forward(windows.window(w), cache, &probe);
+    for (const auto* side : {&set.k_pre, &set.v})
+      for (const auto& layer : *side) layer.release();
     progress.step();
   }
   return set;
@@ -176,7 +180,7 @@ void capture_gradients(std::shared_ptr<const Model> model, const CalibrationPlan
   const auto start = std::chrono::steady_clock::now();
   const Windows windows = cut_windows(*plan.text, plan.context, count);
   GradientPass pass(std::move(model));
-  FisherProbe probe(set, count);
+  FisherProbe probe(set, count, plan.spill);
   set.grad_labels = labels_name(plan.labels);
   Progress progress("gradients", count);
   for (int w = 0; w < count; ++w) {

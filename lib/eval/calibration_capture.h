@@ -8,6 +8,7 @@
 #include "lib/model/model.h"
 #include "lib/quant/calibration.h"
 
+#include <filesystem>
 #include <memory>
 
 namespace million {
@@ -20,6 +21,7 @@ struct CalibrationPlan {
   int grad_windows = 2;   ///< windows with gradients, for methods that want them; 0 = none
   int64_t positions = 0;  ///< above `context`: see CalibrationSet::positions
   GradientLabels labels = GradientLabels::kText;
+  std::filesystem::path spill = {};  ///< folder of what does not fit memory; empty = TMPDIR
 
   /// Windows that are really run: at least one.
   int n_windows() const { return n_tokens / context > 1 ? n_tokens / context : 1; }

@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstdlib>
 
 namespace million {
 namespace {
@@ -37,6 +38,12 @@ MethodFactory::MethodFactory(std::shared_ptr<const Model> model, CalibrationPlan
 const CalibrationSet& MethodFactory::calibration(bool gradients) {
   MILLION_REQUIRE(plan_.text, ErrorCode::kUsage,
                   "this method is calibrated: give a text with --calib-text");
+  // Calibration data larger than memory go to the codebooks, which have a disk's size; /tmp need
+  // not. TMPDIR wins.
+  if (!codebooks_.empty() && !std::getenv("TMPDIR")) {
+    std::filesystem::create_directories(codebooks_);
+    plan_.spill = codebooks_;
+  }
   if (!calibration_) calibration_ = capture_calibration(model_, plan_);
   if (gradients && calibration_->n_grad_tokens == 0)
     capture_gradients(model_, plan_, *calibration_);

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "lib/core/rng.h"
+#include "lib/core/spill_buffer.h"
 #include "lib/core/tensor.h"
 #include "lib/quant/kv_types.h"
 
@@ -25,8 +26,9 @@ struct CalibrationSet {
   /// their own, so that codebooks cover contexts that no calibration window has.
   int64_t positions = 0;
 
-  /// [layer] -> [n_tokens][n_kv_heads][head_dim] f16.
-  std::vector<AlignedVector<uint16_t>> k_pre, v;
+  /// [layer] -> [n_tokens][n_kv_heads][head_dim] f16. Large ones are files, so that calibration
+  /// does not have to fit into memory; readers release() a layer behind themselves.
+  std::vector<SpillBuffer<uint16_t>> k_pre, v;
   /// [layer] -> [n_kv_heads][head_dim]: mean over tokens and the group's query heads of q_d^2,
   /// queries before RoPE (RoPE keeps the sum over a pair, so it serves both frames).
   std::vector<std::vector<float>> q_second_moment;
@@ -34,7 +36,7 @@ struct CalibrationSet {
   /// first n_grad_tokens tokens: [layer] -> [n_grad_tokens][n_kv_heads][head_dim]; empty = none.
   int n_grad_tokens = 0;
   std::string grad_labels;  ///< "text" or "sampled": of what loss they are
-  std::vector<AlignedVector<float>> k_grad2, v_grad2;
+  std::vector<SpillBuffer<float>> k_grad2, v_grad2;
   /// Fisher matrices E[g g^T] of the same gradients, keys before RoPE:
   /// [layer] -> [n_kv_heads][head_dim][head_dim]; empty = none.
   std::vector<std::vector<float>> k_fisher, v_fisher;
@@ -56,8 +58,8 @@ struct CalibrationSet {
 struct CalibrationInfo {
   std::string model_sha256, text_sha256, text_name;
   int context = 0, n_tokens = 0;
-  int64_t positions = 0;    ///< covered by training of keys after RoPE
-  int grad_windows = -1;    ///< windows with gradients; -1: the method uses none
+  int64_t positions = 0;         ///< covered by training of keys after RoPE
+  int grad_windows = -1;         ///< windows with gradients; -1: the method uses none
   std::string grad_labels = {};  ///< empty without gradients
 };
 

@@ -195,6 +195,7 @@ class LayerTrainer {
       add_value_rows(&histogram);
     }
     layer.table = histogram.solve(1 << p_.bits, p_.qnorm);
+    if (gradient_) (p_.keys() ? data_.k_grad2 : data_.v_grad2)[layer_].release();
     return layer;
   }
 
