@@ -31,6 +31,14 @@ void EvalFlags::add_to(CLI::App& app) {
       ->group(method);
   app.add_option("--calib-context", calib_context, "calibration window, tokens; 0 = as --context")
       ->group(method);
+  app.add_option("--calib-grad-windows", calib_grad_windows,
+                 "calibration windows with gradients of the loss, for methods that weigh errors "
+                 "with them; 0 = none")
+      ->capture_default_str()
+      ->group(method);
+  app.add_option("--calib-positions", calib_positions,
+                 "train keys after RoPE at random positions below this; 0 = their own")
+      ->group(method);
   app.add_flag("--paper-protocol", paper_protocol,
                "calibrate on the evaluation text as the paper's code does; marked in the row")
       ->group(method);
@@ -67,7 +75,7 @@ std::unique_ptr<EvalInputs> load_inputs(const EvalFlags& f, const AppContext& co
   if (!calib.empty()) {
     in.calib_text = load_text(in.model->tokenizer, calib);
     plan.calibration = {&in.calib_text, f.calib_context > 0 ? f.calib_context : f.context,
-                        f.calib_tokens};
+                        f.calib_tokens, f.calib_grad_windows, f.calib_positions};
   }
   plan.codebooks = f.codebooks;
   plan.reference = f.reference;

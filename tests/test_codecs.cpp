@@ -272,7 +272,7 @@ TEST_CASE("pq: scopes share what they say, blocks and bytes are exact", "[pq]") 
   CHECK(store->bytes().total() == expected(1, 1));
   store->append(x.data() + 512 * g.row(), 513, 512);
   CHECK(store->bytes().total() == expected(3, 4));
-  CHECK(make_codec("fp16", KvKind::kKey, g)->make_store(0)->pq_side(0).blocks == nullptr);
+  CHECK(make_codec("fp16", KvKind::kKey, g)->make_store(0)->pq_side(0, nullptr).blocks == nullptr);
 }
 
 TEST_CASE("pq: more rows than asked for are sampled evenly, and k-means lowers the error", "[pq]") {
@@ -439,6 +439,7 @@ TEST_CASE("nuq: the solver is optimal and Q-Norm keeps mean and deviation", "[kv
 TEST_CASE("kvquant: given gradients replace the substitute", "[kvquant]") {
   CalibrationSet set = data();
   const size_t n = static_cast<size_t>(set.n_tokens) * set.geometry.row();
+  set.n_grad_tokens = set.n_tokens;
   // All weight on the first channel, whose levels then fit nothing else.
   for (auto* side : {&set.k_grad2, &set.v_grad2}) {
     side->assign(2, AlignedVector<float>(n, 0.0f));

@@ -6,10 +6,12 @@
 #include "lib/core/parallel.h"
 #include "lib/core/rng.h"
 #include "lib/core/rope.h"
+#include "lib/core/spill_buffer.h"
 #include "tests/scratch.h"
 
 #include <catch2/catch.hpp>
 
+#include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <filesystem>
@@ -196,4 +198,46 @@ TEST_CASE("random streams repeat, differ, and have the moments of their distribu
   }
   CHECK(sum / kDraws == Approx(0.0).margin(0.015));  // 5 standard errors
   CHECK(square / kDraws == Approx(1.0).margin(0.025));
+}
+
+TEST_CASE("a spill buffer is a vector, on the heap or in a file without a name") {
+  const Scratch folder;
+  SpillBuffer<uint16_t> small(100, folder.path());
+  CHECK(!small.spilled());
+  small.push_back(7);
+  CHECK(small.size() == 101);
+  CHECK(small[100] == 7);
+  const size_t n = kSpillBytes / sizeof(uint16_t);
+  SpillBuffer<uint16_t> large(n, folder.path());
+  REQUIRE(large.spilled());
+  CHECK(fs::is_empty(folder.path()));
+  CHECK(std::all_of(large.begin(), large.end(), [](uint16_t x) { return x == 0; }));
+  for (size_t i = 0; i < n; ++i) large[i] = static_cast<uint16_t>(i * 31);
+  large.release();  // lets pages go, not values
+  const auto right = [n](const SpillBuffer<uint16_t>& b) {
+    if (b.size() != n) return false;
+    for (size_t i = 0; i < n; ++i)
+      if (b[i] != static_cast<uint16_t>(i * 31)) return false;
+    return true;
+  };
+  CHECK(right(large));
+  SpillBuffer<uint16_t> copy = large;
+  large[5] = 1;
+  CHECK(right(copy));
+  SpillBuffer<uint16_t> moved = std::move(copy);
+  CHECK(right(moved));
+  moved = SpillBuffer<uint16_t>();
+  CHECK(moved.empty());
+}
+
+TEST_CASE("a spill buffer says what it needs when disk or folder are missing") {
+  const Scratch folder;
+  try {
+    SpillBuffer<float> buffer(size_t{1} << 50, folder.path());
+    FAIL("4 PiB were found");
+  } catch (const Error& e) {
+    CHECK(e.code() == ErrorCode::kNoResources);
+    CHECK_THAT(e.what(), Catch::Contains("TMPDIR"));
+  }
+  CHECK_THROWS_WITH(SpillBuffer<float>(kSpillBytes, folder / "absent"), Catch::Contains("absent"));
 }

@@ -139,14 +139,11 @@ RunRecord EvalSession::describe(const MethodSpec& spec) const {
                    {"text", e.windows.text->name},
                    {"text_sha256", e.windows.text->sha256}};
   const KvGeometry geometry = model_->config.geometry();
-  const bool trained = make_codec(spec.key_codec, KvKind::kKey, geometry)->needs_training() ||
-                       make_codec(spec.value_codec, KvKind::kValue, geometry)->needs_training();
+  const auto key = make_codec(spec.key_codec, KvKind::kKey, geometry);
+  const auto value = make_codec(spec.value_codec, KvKind::kValue, geometry);
   Json calibration = nullptr;
-  if (trained && plan_.calibration.text)
-    calibration = {{"text", plan_.calibration.text->name},
-                   {"text_sha256", plan_.calibration.text->sha256},
-                   {"context", plan_.calibration.context},
-                   {"tokens", plan_.calibration.n_tokens}};
+  if (plan_.calibration.text && (key->needs_training() || value->needs_training()))
+    calibration = to_json(factory_.calibration_of(*key, *value));
   record.inputs["calibration"] = calibration;
   return record;
 }

@@ -86,6 +86,12 @@ void split_bf16(const float* x, std::size_t n, uint16_t* high, uint16_t* low) {
 
 }  // namespace
 
+void sgemm(char op_a, char op_b, int m, int n, int k, const float* a, int lda, const float* b,
+           int ldb, float beta, float* c, int ldc) {
+  MILLION_ASSERT(dnnl_sgemm(op_a, op_b, m, n, k, 1.0f, a, lda, b, ldb, beta, c, ldc) ==
+                 dnnl_success);
+}
+
 void limit_onednn_isa() {
   const std::string_view level = ops().name;
   if (level == "scalar") dnnl::set_max_cpu_isa(dnnl::cpu_isa::sse41);
@@ -109,7 +115,7 @@ struct Gemm::Impl {
     return *slot;
   }
 
-  void dequantize(const WeightView& w, int first, int n);
+  void dequantize(const WeightView& w, int first, int n, bool split);
   void tile_f32(const float* a, int rows, int n, int k, float* c, int ldc) const;
   void tile_bf16(const float* a, int rows, int n, int k, float* c, int ldc);
 
@@ -121,20 +127,20 @@ struct Gemm::Impl {
   Bf16Vector weights_high, weights_low;  // the same as bf16 parts
 };
 
-/// Rows [first, first + n) of w as f32 or bf16 parts, spread over the threads.
-void Gemm::Impl::dequantize(const WeightView& w, int first, int n) {
+/// Rows [first, first + n) of w as f32 and, for a split, as bf16 parts; spread over the threads.
+void Gemm::Impl::dequantize(const WeightView& w, int first, int n, bool split) {
   const auto size = static_cast<std::size_t>(n) * w.cols;
   if (weights.size() < size) weights.resize(size);
-  const bool bf16 = compute != PrefillCompute::kF32;
-  if (bf16 && weights_high.size() < size) weights_high.resize(size);
-  if (compute == PrefillCompute::kBf16x3 && weights_low.size() < size) weights_low.resize(size);
+  const bool bf16 = split && compute == PrefillCompute::kBf16;
+  const bool bf16x3 = split && compute == PrefillCompute::kBf16x3;
+  if ((bf16 || bf16x3) && weights_high.size() < size) weights_high.resize(size);
+  if (bf16x3 && weights_low.size() < size) weights_low.resize(size);
   parallel_ranges(n, 8, [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
       float* row = weights.data() + r * w.cols;
       ops().dequant_row(w.type, w.row(first + static_cast<int>(r)), w.cols, row);
-      if (compute == PrefillCompute::kBf16)
-        ops().f32_to_bf16(row, weights_high.data() + r * w.cols, w.cols);
-      if (compute == PrefillCompute::kBf16x3)
+      if (bf16) ops().f32_to_bf16(row, weights_high.data() + r * w.cols, w.cols);
+      if (bf16x3)
         split_bf16(row, w.cols, weights_high.data() + r * w.cols, weights_low.data() + r * w.cols);
     }
   });
@@ -185,7 +191,7 @@ void Gemm::run(const float* a, int m, const WeightView& w, float* c, int ldc) {
   const int64_t tiles = (m + kRowTile - 1) / kRowTile;
   for (int first = 0; first < w.rows; first += block) {
     const int n = std::min(block, w.rows - first);
-    impl_->dequantize(w, first, n);
+    impl_->dequantize(w, first, n, true);
     parallel_for(tiles, [&](int64_t tile) {
       const int row = static_cast<int>(tile) * kRowTile;
       const int rows = std::min(kRowTile, m - row);
@@ -195,6 +201,25 @@ void Gemm::run(const float* a, int m, const WeightView& w, float* c, int ldc) {
         impl_->tile_f32(from, rows, n, w.cols, to, ldc);
       else
         impl_->tile_bf16(from, rows, n, w.cols, to, ldc);
+    });
+  }
+}
+
+void Gemm::run_back(const float* dy, int m, const WeightView& w, float* dx, bool accumulate) {
+  const int block = static_cast<int>(std::clamp<int64_t>(kWeightBlock / w.cols, 16, w.rows));
+  const int64_t tiles = (m + kRowTile - 1) / kRowTile;
+  // Two halves of the columns, so that even one tile runs inside a parallel region: outside of one
+  // oneDNN would split the sum over its threads.
+  const int half = (w.cols + 1) / 2;
+  for (int first = 0; first < w.rows; first += block) {
+    const int n = std::min(block, w.rows - first);
+    impl_->dequantize(w, first, n, false);
+    const float beta = accumulate || first > 0 ? 1.0f : 0.0f;
+    parallel_for(2 * tiles, [&](int64_t job) {
+      const int row = static_cast<int>(job / 2) * kRowTile, column = job % 2 == 0 ? 0 : half;
+      sgemm('N', 'N', std::min(kRowTile, m - row), job % 2 == 0 ? half : w.cols - half, n,
+            dy + static_cast<int64_t>(row) * w.rows + first, w.rows, impl_->weights.data() + column,
+            w.cols, beta, dx + static_cast<int64_t>(row) * w.cols + column, w.cols);
     });
   }
 }

@@ -15,7 +15,7 @@ AlignedVector<float> calibration_rows(const CalibrationSet& data, KvKind kind, i
   const auto& layers = kind == KvKind::kKey ? data.k_pre : data.v;
   MILLION_ASSERT(layer >= 0 && layer < static_cast<int>(layers.size()));
   MILLION_ASSERT(head >= 0 && head < g.n_kv_heads && data.context > 0);
-  const AlignedVector<uint16_t>& source = layers[layer];
+  const SpillBuffer<uint16_t>& source = layers[layer];
   MILLION_ASSERT(source.size() == static_cast<size_t>(data.n_tokens) * g.row());
 
   AlignedVector<float> rows;
@@ -35,6 +35,7 @@ AlignedVector<float> calibration_rows(const CalibrationSet& data, KvKind kind, i
     if (kind == KvKind::kKey)
       g.rope.rotate_to(rows.data() + at, 1, d, data.frame_position(frame, t));
   }
+  source.release();
   return rows;
 }
 

@@ -35,7 +35,7 @@ T attribute(const Json& object, const char* key) {
 
 }  // namespace
 
-void CodecIdentity::trained_on(const CalibrationSet& data, int sinks) {
+void CodecIdentity::trained_on(const CalibrationSet& data, int sinks, bool gradients) {
   const Json expected = geometry_json(geometry_), got = geometry_json(data.geometry);
   MILLION_REQUIRE(got == expected, ErrorCode::kBadInput,
                   "{}: calibration data has shape {}, expected {}; calibrate with the same model",
@@ -44,20 +44,24 @@ void CodecIdentity::trained_on(const CalibrationSet& data, int sinks) {
                   "{}: calibration has {} tokens in windows of {}; expected at least one token",
                   spec_, data.n_tokens, data.context);
   sinks_ = sinks;
-  info_ = {data.model_sha256, data.text_sha256, data.text_name, data.context, data.n_tokens};
+  info_ = {data.model_sha256, data.text_sha256, data.text_name,
+           data.context,      data.n_tokens,    data.covered()};
+  if (!gradients) return;
+  info_.grad_windows = data.n_grad_tokens / data.context;
+  info_.grad_labels = data.grad_labels;
 }
 
 Json CodecIdentity::attributes() const {
+  Json calibration = {{"model_sha256", info_.model_sha256}, {"text_sha256", info_.text_sha256},
+                      {"text_name", info_.text_name},       {"context", info_.context},
+                      {"n_tokens", info_.n_tokens},         {"positions", info_.positions}};
+  if (info_.grad_windows >= 0) calibration["grad_windows"] = info_.grad_windows;
+  if (info_.grad_windows > 0) calibration["labels"] = info_.grad_labels;
   return {{"spec", spec_},
           {"kind", kind_name(kind_)},
           {"geometry", geometry_json(geometry_)},
           {"sinks", sinks_},
-          {"calibration",
-           {{"model_sha256", info_.model_sha256},
-            {"text_sha256", info_.text_sha256},
-            {"text_name", info_.text_name},
-            {"context", info_.context},
-            {"n_tokens", info_.n_tokens}}}};
+          {"calibration", calibration}};
 }
 
 void CodecIdentity::loaded_from(const TensorBag& bag) {
@@ -76,9 +80,15 @@ void CodecIdentity::loaded_from(const TensorBag& bag) {
 
 CalibrationInfo calibration_info(const TensorBag& bag) {
   const Json c = attribute<Json>(bag.attributes, "calibration");
-  return {attribute<std::string>(c, "model_sha256"), attribute<std::string>(c, "text_sha256"),
-          attribute<std::string>(c, "text_name"), attribute<int>(c, "context"),
-          attribute<int>(c, "n_tokens")};
+  CalibrationInfo info = {attribute<std::string>(c, "model_sha256"),
+                          attribute<std::string>(c, "text_sha256"),
+                          attribute<std::string>(c, "text_name"),
+                          attribute<int>(c, "context"),
+                          attribute<int>(c, "n_tokens"),
+                          attribute<int64_t>(c, "positions")};
+  if (c.contains("grad_windows")) info.grad_windows = attribute<int>(c, "grad_windows");
+  if (info.grad_windows > 0) info.grad_labels = attribute<std::string>(c, "labels");
+  return info;
 }
 
 const NamedTensor& require_tensor(const TensorBag& bag, const std::string& name,

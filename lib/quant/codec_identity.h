@@ -32,8 +32,9 @@ class CodecIdentity {
   const KvGeometry& geometry() const { return geometry_; }
 
   /// Checks that `data` belongs to this cache shape and keeps its description for the file.
-  /// Error(kBadInput) when the shapes differ.
-  void trained_on(const CalibrationSet& data, int sinks);
+  /// `gradients`: the codec uses them, so the file names what there was. Error(kBadInput) when the
+  /// shapes differ.
+  void trained_on(const CalibrationSet& data, int sinks, bool gradients = false);
   /// Attributes of save(): spec, kind, geometry, rope, sinks and calibration.
   Json attributes() const;
   /// Error(kBadInput) when the file was made for another spec, kind, cache shape or RoPE.

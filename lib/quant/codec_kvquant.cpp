@@ -176,7 +176,12 @@ class LayerTrainer {
     for (int64_t t = 0; t < data.n_tokens; ++t)
       if (data.position(t) >= sinks) tokens_.push_back(t);
     const auto& gradients = p.keys() ? data.k_grad2 : data.v_grad2;
-    if (!gradients.empty()) gradient_ = gradients[layer].data();
+    n_levels_ = n_;
+    if (gradients.empty() || data.n_grad_tokens == 0) return;
+    MILLION_ASSERT(gradients[layer].size() == static_cast<size_t>(data.n_grad_tokens) * p.row());
+    gradient_ = gradients[layer].data();
+    n_levels_ =
+        std::lower_bound(tokens_.begin(), tokens_.end(), data.n_grad_tokens) - tokens_.begin();
   }
 
   KvQuantLayer train() const {
@@ -190,11 +195,13 @@ class LayerTrainer {
       add_value_rows(&histogram);
     }
     layer.table = histogram.solve(1 << p_.bits, p_.qnorm);
+    if (gradient_) (p_.keys() ? data_.k_grad2 : data_.v_grad2)[layer_].release();
     return layer;
   }
 
  private:
-  /// Importance of a value's error: F_ii of the loss where gradients are given. Substitute for
+  /// Importance of a value's error: F_ii of the loss where gradients are given (then levels are
+  /// learned from the rows that have them, ranges still from all). Substitute for
   /// keys: the second moment of the query channel, the gradient of the scores; for values: 1.
   double weight(int64_t row, int c) const {
     if (gradient_) {
@@ -219,7 +226,7 @@ class LayerTrainer {
     const float zero = 0.5f * (high + low), range = 0.5f * (high - low);
     layer->zero.push_back(zero);
     layer->range.push_back(range);
-    for (int64_t t = 0; t < n_; ++t)
+    for (int64_t t = 0; t < n_levels_; ++t)
       if (p_.outliers <= 0 || std::abs(column[t] - zero) <= range)
         histogram->add(normalized(column[t], zero, range),
                        weight(t, c) * range * static_cast<double>(range));
@@ -230,7 +237,7 @@ class LayerTrainer {
     std::vector<float> x(row);
     std::vector<uint8_t> outlier(row);
     std::vector<int> order;
-    for (int64_t t = 0; t < n_; ++t) {
+    for (int64_t t = 0; t < n_levels_; ++t) {
       for (int h = 0; h < p_.n_heads; ++h)
         std::copy_n(rows_[h].data() + t * d, d, x.data() + h * d);
       mark_by_rank(x.data(), row, p_.n_side(), &order, outlier.data());
@@ -249,7 +256,8 @@ class LayerTrainer {
   std::vector<AlignedVector<float>> rows_;  ///< [head] -> [n][head_dim]
   std::vector<int64_t> tokens_;             ///< [n] token of each row
   int64_t n_ = 0;
-  const float* gradient_ = nullptr;  ///< [n_tokens][n_heads][head_dim] or none
+  int64_t n_levels_ = 0;             ///< rows that the levels are learned from
+  const float* gradient_ = nullptr;  ///< [n_grad_tokens][n_heads][head_dim] or none
 };
 
 class KvQuantCodec final : public Codec {
@@ -272,6 +280,7 @@ class KvQuantCodec final : public Codec {
   std::string spec() const override { return id_.spec(); }
   KeyFrame frame() const override { return {KeyFrame::Type::kPreRope, 0}; }
   bool needs_training() const override { return true; }
+  bool wants_gradients() const override { return true; }
   void train(const CalibrationSet& data, int sinks) override;
   TensorBag save() const override;
   void load(const TensorBag& bag) override;
@@ -314,13 +323,20 @@ class KvQuantCodec final : public Codec {
 };
 
 void KvQuantCodec::train(const CalibrationSet& data, int sinks) {
-  id_.trained_on(data, sinks);
-  int64_t n = 0;
-  for (int64_t t = 0; t < data.n_tokens; ++t) n += data.position(t) >= sinks;
+  id_.trained_on(data, sinks, wants_gradients());
+  int64_t n = 0, n_grad = 0;
+  for (int64_t t = 0; t < data.n_tokens; ++t) {
+    n += data.position(t) >= sinks;
+    n_grad += data.position(t) >= sinks && t < data.n_grad_tokens;
+  }
   MILLION_REQUIRE(n >= min_rows(), ErrorCode::kBadInput,
                   "{}: {} calibration rows beyond the sinks, needs at least {}; give a longer "
                   "calibration text",
                   id_.spec(), n, min_rows());
+  MILLION_REQUIRE(data.n_grad_tokens == 0 || n_grad >= int64_t{1} << p_.bits, ErrorCode::kBadInput,
+                  "{}: {} rows with gradients beyond the sinks, needs at least {}; give more or "
+                  "longer gradient windows, or none",
+                  id_.spec(), n_grad, 1 << p_.bits);
   auto layers = std::make_shared<std::vector<KvQuantLayer>>(id_.geometry().n_layers);
   parallel_for(id_.geometry().n_layers, [&](int64_t l) {
     check_interrupted();

@@ -47,7 +47,7 @@ std::vector<int64_t> frame_positions(const CalibrationSet& data, const KeyFrame&
   std::vector<int64_t> positions;
   const int64_t span = frame.type == KeyFrame::Type::kPreRope ? 1
                        : frame.type == KeyFrame::Type::kBlock ? frame.block
-                                                              : data.context;
+                                                              : data.covered();
   const int64_t n = std::min<int64_t>(span, kMetricPositions);
   for (int64_t i = 0; i < n; ++i) positions.push_back(i * span / n);
   return positions;

@@ -9,17 +9,18 @@ namespace million {
 namespace {
 
 /// Copies one tensor of one layer into [token][n_kv_heads][head_dim].
-AlignedVector<uint16_t> token_major(const DumpReader& dump, int layer, DumpTensor t) {
+SpillBuffer<uint16_t> token_major(const DumpReader& dump, int layer, DumpTensor t) {
   const DumpMeta& meta = dump.meta();
   const auto d = static_cast<std::size_t>(meta.geometry.head_dim);
   const auto row = static_cast<std::size_t>(meta.geometry.row());
-  AlignedVector<uint16_t> out(static_cast<std::size_t>(meta.n_tokens) * row);
+  SpillBuffer<uint16_t> out(static_cast<std::size_t>(meta.n_tokens) * row);
   for (int head = 0; head < meta.geometry.n_kv_heads; ++head) {
     const auto rows = dump.read_half(layer, t, head, 0, meta.n_tokens);
     for (std::size_t i = 0; i < static_cast<std::size_t>(meta.n_tokens); ++i)
       std::copy_n(rows.data() + i * d, d,
                   out.data() + i * row + static_cast<std::size_t>(head) * d);
   }
+  out.release();
   return out;
 }
 
