@@ -65,18 +65,10 @@ class EncoderIndex final : public faiss::Index {
   AlignedVector<float> centroids_, transposed_;
 };
 
-/// One (layer, head) whose rows a codebook learns from.
+/// One unit of heads whose rows a codebook learns from.
 struct Stream {
-  int layer, head;
+  int layer, unit;
 };
-
-std::vector<Stream> streams_of(CodebookScope scope, const KvGeometry& g, int index) {
-  std::vector<Stream> streams;
-  for (int l = 0; l < g.n_layers; ++l)
-    for (int h = 0; h < g.n_kv_heads; ++h)
-      if (codebook_index(scope, g, l, h) == index) streams.push_back({l, h});
-  return streams;
-}
 
 /// Calls f for `take` of the given rows in their order: selection sampling (Knuth 3.4.2, S).
 template <class F>
@@ -102,7 +94,7 @@ std::vector<int64_t> usable_rows(const CalibrationSet& data, int sinks, bool wit
 struct TrainRows {
   int64_t n = 0;
   AlignedVector<float> x;  ///< [n][rank]
-  AlignedVector<float> gradient2;  ///< [n][head_dim], or empty
+  AlignedVector<float> gradient2;  ///< [n][w], or empty
 };
 
 struct TrainJob {
@@ -111,10 +103,14 @@ struct TrainJob {
   KeyFrame frame;
   int sinks;
   PqParams params;
-  std::vector<int64_t> usable;  ///< rows of each (layer, head)
+  std::vector<int64_t> usable;  ///< rows of each unit
   std::vector<PqBasis> bases = {};
 
   int rank() const { return params.basis.rank; }
+  int span() const { return params.basis.span; }
+  int units() const { return data.geometry.n_kv_heads / span(); }
+  int width() const { return span() * data.geometry.head_dim; }
+  int n_books() const { return n_codebooks(params.scope, data.geometry.n_layers, units()); }
   int64_t rows(int64_t n_streams) const {
     return std::min<int64_t>(params.max_rows, static_cast<int64_t>(usable.size()) * n_streams);
   }
@@ -125,57 +121,54 @@ struct TrainJob {
 };
 
 void TrainJob::train_bases() {
-  if (params.basis.identity() && rank() == data.geometry.head_dim) return;
-  const KvGeometry& g = data.geometry;
-  bases.resize(static_cast<size_t>(g.n_layers) * g.n_kv_heads);
+  if (params.basis.identity() && rank() == width()) return;
+  bases.resize(static_cast<size_t>(data.geometry.n_layers) * units());
   parallel_for(static_cast<int64_t>(bases.size()), [&](int64_t i) {
     check_interrupted();
-    const int layer = static_cast<int>(i / g.n_kv_heads), head = static_cast<int>(i % g.n_kv_heads);
-    PqBasisParams p = params.basis;
+    const int layer = static_cast<int>(i / units()), unit = static_cast<int>(i % units());
     const PqShape& shape = params.layers[layer];
     if (shape.exact()) return;
-    p.M = shape.M;
+    PqBasisParams p = params.basis;
+    p.M = shape.M * span();
     p.nbits = shape.nbits;
-    bases[i] = train_basis(data, kind, layer, head, frame, sinks, p);
+    bases[i] = train_basis(data, kind, layer, unit, frame, sinks, p);
   });
 }
 
 /// Copies an equal share of one stream's rows to places [begin, end) of `rows`.
 void TrainJob::add_rows(const Stream& stream, int64_t begin, int64_t end, TrainRows* rows) const {
-  const KvGeometry& g = data.geometry;
-  const int d = g.head_dim;
-  const uint64_t id = static_cast<uint64_t>(stream.layer) * g.n_kv_heads + stream.head;
-  const bool centre = params.basis.centre;
-  const auto all =
-      centred_rows(data, kind, stream.layer, stream.head, frame, sinks, centre, nullptr);
+  const int w = width();
+  const int64_t id = static_cast<int64_t>(stream.layer) * units() + stream.unit;
+  const auto all = unit_rows(data, kind, stream.layer, stream.unit, span(), frame, sinks,
+                             params.basis.centre, nullptr);
   AlignedVector<float> encode;
-  if (!bases.empty()) {
-    encode.resize(static_cast<size_t>(rank()) * d);
-    ops().f16_to_f32(bases[id].encode.data(), encode.data(), encode.size());
-  }
+  if (!bases.empty()) bases[id].encode.expand(false, &encode);
   const auto tokens = calibration_tokens(data, sinks);
   const auto& gradients = kind == KvKind::kKey ? data.k_grad2 : data.v_grad2;
   sample_rows(usable, end - begin, Rng(params.seed, id), [&](int64_t row) {
     float* to = rows->x.data() + begin * rank();
     if (encode.empty())
-      std::memcpy(to, all.data() + row * d, sizeof(float) * d);
+      std::memcpy(to, all.data() + row * w, sizeof(float) * w);
     else
-      to_basis(all.data() + row * d, 1, d, rank(), encode.data(), to);
+      multiply_rows(all.data() + row * w, 1, w, rank(), encode.data(), to);
     if (!rows->gradient2.empty())
-      std::copy_n(gradients[stream.layer].data() + tokens[row] * g.row() + stream.head * d, d,
-                  rows->gradient2.data() + begin * d);
+      std::copy_n(gradients[stream.layer].data() + tokens[row] * data.geometry.row() +
+                      static_cast<int64_t>(stream.unit) * w,
+                  w, rows->gradient2.data() + begin * w);
     ++begin;
   });
 }
 
 TrainRows TrainJob::gather(int index) const {
-  const KvGeometry& g = data.geometry;
-  const std::vector<Stream> streams = streams_of(params.scope, g, index);
-  const int64_t n_streams = static_cast<int64_t>(streams.size());
+  std::vector<Stream> streams;
+  for (int l = 0; l < data.geometry.n_layers; ++l)
+    for (int u = 0; u < units(); ++u)
+      if (codebook_index(params.scope, units(), l, u) == index) streams.push_back({l, u});
+  const auto n_streams = static_cast<int64_t>(streams.size());
   TrainRows out;
   out.n = rows(n_streams);
   out.x.resize(static_cast<size_t>(out.n) * rank());
-  if (params.fisher_weights) out.gradient2.resize(static_cast<size_t>(out.n) * g.head_dim);
+  if (params.fisher_weights) out.gradient2.resize(static_cast<size_t>(out.n) * width());
   parallel_for(n_streams, [&](int64_t s) {
     add_rows(streams[s], out.n * s / n_streams, out.n * (s + 1) / n_streams, &out);
   });
@@ -184,8 +177,9 @@ TrainRows TrainJob::gather(int index) const {
 
 PqBook TrainJob::train(int index) const {
   check_interrupted();
-  const PqShape shape = params.layers[codebook_layer(params.scope, data.geometry, index)];
+  PqShape shape = params.layers[codebook_layer(params.scope, units(), index)];
   if (shape.exact()) return {shape, 0, {}};
+  shape.M *= span();
   PqBook book{shape, rank() / shape.M, {}};
   book.centroids.resize(book.subspace() * shape.M);
   const TrainRows rows = gather(index);
@@ -197,7 +191,7 @@ PqBook TrainJob::train(int index) const {
       std::memcpy(part.data() + i * dsub, rows.x.data() + i * rank() + m * dsub,
                   sizeof(float) * dsub);
       for (int j = 0; !weights.empty() && j < dsub; ++j)
-        weights[i] += rows.gradient2[i * data.geometry.head_dim + m * dsub + j];
+        weights[i] += rows.gradient2[i * width() + m * dsub + j];
     }
     train_kmeans(part.data(), rows.n, dsub, shape.K(), params.iters, params.seed + m,
                  centroids.data(), false, weights.empty() ? nullptr : weights.data());
@@ -216,46 +210,26 @@ void transpose(const float* __restrict centroids, int K, int dsub, float* __rest
 
 }  // namespace
 
-int n_codebooks(CodebookScope scope, const KvGeometry& g) {
-  switch (scope) {
-    case CodebookScope::kModel:
-      return 1;
-    case CodebookScope::kLayer:
-      return g.n_layers;
-    case CodebookScope::kHead:
-      return g.n_layers * g.n_kv_heads;
-  }
-  return 0;
+int n_codebooks(CodebookScope scope, int n_layers, int units) {
+  return scope == CodebookScope::kModel ? 1 : scope == CodebookScope::kLayer ? n_layers
+                                                                             : n_layers * units;
 }
 
-int codebook_index(CodebookScope scope, const KvGeometry& g, int layer, int head) {
-  switch (scope) {
-    case CodebookScope::kModel:
-      return 0;
-    case CodebookScope::kLayer:
-      return layer;
-    case CodebookScope::kHead:
-      return layer * g.n_kv_heads + head;
-  }
-  return 0;
-}
-
-std::string codebook_name(CodebookScope scope, const KvGeometry& g, int index) {
-  switch (scope) {
-    case CodebookScope::kModel:
-      return "model";
-    case CodebookScope::kLayer:
-      return fmt::format("L{:02}", index);
-    case CodebookScope::kHead:
-      return fmt::format("L{:02}.H{}", index / g.n_kv_heads, index % g.n_kv_heads);
-  }
-  return "";
-}
-
-int codebook_layer(CodebookScope scope, const KvGeometry& g, int index) {
+int codebook_index(CodebookScope scope, int units, int layer, int unit) {
   return scope == CodebookScope::kModel   ? 0
-         : scope == CodebookScope::kLayer ? index
-                                          : index / g.n_kv_heads;
+         : scope == CodebookScope::kLayer ? layer
+                                          : layer * units + unit;
+}
+
+int codebook_layer(CodebookScope scope, int units, int index) {
+  return scope == CodebookScope::kModel ? 0 : scope == CodebookScope::kLayer ? index
+                                                                             : index / units;
+}
+
+std::string codebook_name(CodebookScope scope, int units, int span, int index) {
+  if (scope == CodebookScope::kModel) return "model";
+  if (scope == CodebookScope::kLayer) return fmt::format("L{:02}", index);
+  return fmt::format("L{:02}.H{}", index / units, index % units * span);
 }
 
 uint64_t PqTables::bytes() const {
@@ -267,13 +241,13 @@ uint64_t PqTables::bytes() const {
 
 PqTables train_tables(const CalibrationSet& data, KvKind kind, const KeyFrame& frame, int sinks,
                       const PqParams& params) {
-  const KvGeometry& g = data.geometry;
-  const int n_books = n_codebooks(params.scope, g);
   MILLION_REQUIRE(!params.fisher_weights || data.n_grad_tokens > 0, ErrorCode::kBadInput,
                   "pq: weights=fisher needs gradients and the calibration has none; calibrate with "
                   "gradient windows");
   TrainJob job{data, kind, frame, sinks, params, usable_rows(data, sinks, params.fisher_weights)};
-  const int64_t n_streams = static_cast<int64_t>(g.n_layers) * g.n_kv_heads / n_books;
+  const int n_books = job.n_books();
+  const int64_t n_streams =
+      static_cast<int64_t>(data.geometry.n_layers) * job.units() / n_books;
   const int64_t rows = job.rows(n_streams);
   int64_t K = 1;
   for (const PqShape& shape : params.layers)

@@ -17,7 +17,7 @@ enum class CodebookScope { kModel, kLayer, kHead };
 
 /// Codes of one layer. M = 0: the layer is kept as exact halves.
 struct PqShape {
-  int M = 32;     ///< subspaces; divides the rank
+  int M = 32;     ///< subspaces of a KV head; divides the rank of a head
   int nbits = 8;  ///< bits of a code
   int K() const { return 1 << nbits; }
   bool exact() const { return M == 0; }
@@ -27,16 +27,16 @@ struct PqShape {
 struct PqParams {
   std::vector<PqShape> layers;  ///< [n_layers]
   CodebookScope scope = CodebookScope::kHead;
-  PqBasisParams basis;          ///< M and nbits of it are set from the layer
+  PqBasisParams basis;          ///< M and nbits of it are set from the layer, rank is a unit's
   bool fisher_weights = false;  ///< rows weigh as much as their squared gradients [CQ]
   int iters = 12;               ///< Lloyd iterations
   int max_rows = 65536;         ///< training rows of one codebook; more are subsampled
   uint64_t seed = 1234;
 };
 
-/// Codebook of one layer or head as it is stored: centroids [M][K][dsub], halves.
+/// Codebook of a layer or unit of heads as it is stored: centroids [M][K][dsub], halves.
 struct PqBook {
-  PqShape shape;
+  PqShape shape;  ///< M counts the unit's subspaces
   int dsub = 0;
   AlignedVector<uint16_t> centroids;
 
@@ -46,17 +46,18 @@ struct PqBook {
 /// Everything of one kind that the whole model shares.
 struct PqTables {
   std::vector<PqBook> books;   ///< [n_codebooks]; no centroids where the layer is exact
-  std::vector<PqBasis> bases;  ///< [n_layers * n_kv_heads], or empty: rows are coded as they are
+  std::vector<PqBasis> bases;  ///< [n_layers * units of a layer], or empty: rows as they are
   uint64_t bytes() const;
 };
 
-/// Number of codebooks that `scope` asks for, and the one that a layer and head use.
-int n_codebooks(CodebookScope scope, const KvGeometry& geometry);
-int codebook_index(CodebookScope scope, const KvGeometry& geometry, int layer, int head);
+/// Number of codebooks that `scope` asks for with `units` units of heads in a layer, and the one that
+/// a layer and unit use.
+int n_codebooks(CodebookScope scope, int n_layers, int units);
+int codebook_index(CodebookScope scope, int units, int layer, int unit);
 /// First layer of a codebook: all its layers have the same shape.
-int codebook_layer(CodebookScope scope, const KvGeometry& geometry, int index);
-/// Name of a codebook in files: "model", "L00", "L00.H0".
-std::string codebook_name(CodebookScope scope, const KvGeometry& geometry, int index);
+int codebook_layer(CodebookScope scope, int units, int index);
+/// Name of a codebook in files: "model", "L00", "L00.H0" (the unit's first head).
+std::string codebook_name(CodebookScope scope, int units, int span, int index);
 
 /// Trains bases and codebooks of one kind. Rows are keys in `frame` (or values), sinks left out; a
 /// codebook with more than max_rows rows takes an equal random share of each (layer, head).

@@ -170,9 +170,9 @@ class CommVqCodec final : public Codec {
   }
 
  private:
-  int n_books() const { return n_codebooks(CodebookScope::kHead, id_.geometry()); }
+  int n_books() const { return id_.geometry().n_layers * id_.geometry().n_kv_heads; }
   std::string tensor_name(int book) const {
-    return codebook_name(CodebookScope::kHead, id_.geometry(), book) + ".codebook";
+    return codebook_name(CodebookScope::kHead, id_.geometry().n_kv_heads, 1, book) + ".codebook";
   }
   std::vector<std::size_t> tensor_shape() const {
     return {static_cast<std::size_t>(n_stages_), static_cast<std::size_t>(kCentroids),

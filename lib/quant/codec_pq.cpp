@@ -156,9 +156,9 @@ class PqCodec final : public Codec {
     if (params_.layers[layer].exact()) return make_exact_store(g);
     MILLION_ASSERT(tables_);
     std::vector<int> books, bases;
-    for (int h = 0; h < g.n_kv_heads; ++h) {
-      books.push_back(codebook_index(params_.scope, g, layer, h));
-      if (!tables_->bases.empty()) bases.push_back(layer * g.n_kv_heads + h);
+    for (int u = 0; u < units(); ++u) {
+      books.push_back(codebook_index(params_.scope, units(), layer, u));
+      if (!tables_->bases.empty()) bases.push_back(layer * units() + u);
     }
     return make_pq_store(tables_, g, frame_, std::move(books), std::move(bases));
   }
@@ -166,25 +166,28 @@ class PqCodec final : public Codec {
  private:
   void parse_shapes(const Options& options);
   void parse_basis(const Options& options);
+  int span() const { return params_.basis.span; }
+  int units() const { return id_.geometry().n_kv_heads / span(); }
+  int width() const { return span() * id_.geometry().head_dim; }
+  int n_books() const { return n_codebooks(params_.scope, id_.geometry().n_layers, units()); }
   bool has_bases() const {
-    return auto_metric_ || !params_.basis.identity() ||
-           params_.basis.rank != id_.geometry().head_dim;
+    return auto_metric_ || !params_.basis.identity() || params_.basis.rank != width();
   }
-  /// Calls f(layer, head, name) for every trained basis.
+  /// Calls f(index, name) for every trained basis.
   template <class F>
   void for_each_basis(const F& f) const {
-    const KvGeometry& g = id_.geometry();
-    for (int i = 0; has_bases() && i < g.n_layers * g.n_kv_heads; ++i)
-      if (!params_.layers[i / g.n_kv_heads].exact())
-        f(i, codebook_name(CodebookScope::kHead, g, i));
+    for (int i = 0; has_bases() && i < id_.geometry().n_layers * units(); ++i)
+      if (!params_.layers[i / units()].exact())
+        f(i, codebook_name(CodebookScope::kHead, units(), span(), i));
   }
   /// Calls f(index, shape, name) for every trained codebook.
   template <class F>
   void for_each_book(const F& f) const {
-    const KvGeometry& g = id_.geometry();
-    for (int i = 0; i < n_codebooks(params_.scope, g); ++i) {
-      const PqShape& shape = params_.layers[codebook_layer(params_.scope, g, i)];
-      if (!shape.exact()) f(i, shape, codebook_name(params_.scope, g, i) + ".codebook");
+    for (int i = 0; i < n_books(); ++i) {
+      PqShape shape = params_.layers[codebook_layer(params_.scope, units(), i)];
+      if (shape.exact()) continue;
+      shape.M *= span();
+      f(i, shape, codebook_name(params_.scope, units(), span(), i) + ".codebook");
     }
   }
 
@@ -198,18 +201,24 @@ class PqCodec final : public Codec {
 void PqCodec::parse_shapes(const Options& options) {
   const KvGeometry& g = id_.geometry();
   const int rank = options.integer("rank", 0, g.head_dim);
-  params_.basis.rank = rank == 0 ? g.head_dim : rank;
+  const int head_rank = rank == 0 ? g.head_dim : rank;
   const PqShape every{options.integer("M", 1, g.head_dim), options.integer("nbits", 1, kMaxBits)};
   params_.layers = parse_layers(options.text("layers"), every, g.n_layers);
   for (const PqShape& s : params_.layers) {
     if (s.exact()) continue;
-    MILLION_REQUIRE(params_.basis.rank % s.M == 0, ErrorCode::kUsage,
+    MILLION_REQUIRE(head_rank % s.M == 0, ErrorCode::kUsage,
                     "codec pq: M={} does not divide {} {}; use one of {}", s.M,
-                    rank == 0 ? "head_dim" : "rank", params_.basis.rank,
-                    divisors(params_.basis.rank));
+                    rank == 0 ? "head_dim" : "rank", head_rank, divisors(head_rank));
     MILLION_REQUIRE(s.nbits >= 1 && s.nbits <= kMaxBits, ErrorCode::kUsage,
                     "codec pq: layers: {} bits a code, expected 1 to {}", s.nbits, kMaxBits);
   }
+  const bool one = options.text("span") == "1" ||
+                   (options.text("span") == "auto" && frame_.type == KeyFrame::Type::kPostRope);
+  const bool all = options.text("span") == "auto" && !one;
+  params_.basis.span = one ? 1 : all ? g.n_kv_heads : options.integer("span", 1, g.n_kv_heads);
+  MILLION_REQUIRE(g.n_kv_heads % span() == 0, ErrorCode::kUsage,
+                  "codec pq: span={} does not divide the {} KV heads", span(), g.n_kv_heads);
+  params_.basis.rank = head_rank * span();
 }
 
 void PqCodec::parse_basis(const Options& options) {
@@ -217,7 +226,7 @@ void PqCodec::parse_basis(const Options& options) {
   const bool plain = frame_.type == KeyFrame::Type::kPostRope;
   PqBasisParams& p = params_.basis;
   std::string rotate = options.word("rotate", "auto|none|perm|pairs|pca|opq|hadamard");
-  if (rotate == "auto") rotate = plain ? "none" : key ? "pca" : "opq";
+  if (rotate == "auto") rotate = plain ? "none" : "pca";
   p.rotate = parse_rotate(rotate);
   p.pairs = options.integer("pairs", 1, 512);
   const std::string centre = options.word("centre", "auto|0|1");
@@ -227,9 +236,12 @@ void PqCodec::parse_basis(const Options& options) {
   if (key && metric == "q") p.metric = PqMetric::kQuery;
   if (key && metric == "fisher") p.metric = PqMetric::kFisher;
   auto_metric_ = key && metric == "auto" && !plain;
-  MILLION_REQUIRE(p.rank == id_.geometry().head_dim || p.rotate != PqRotate::kNone,
-                  ErrorCode::kUsage, "codec pq: rank={} needs a rotation that orders the axes",
-                  p.rank);
+  MILLION_REQUIRE(p.rank == width() || p.rotate != PqRotate::kNone, ErrorCode::kUsage,
+                  "codec pq: rank={} needs a rotation that orders the axes", p.rank / p.span);
+  if (p.rotate == PqRotate::kNone && options.text("span") == "auto") {  // nothing to share
+    p.rank /= p.span;
+    p.span = 1;
+  }
   p.seed = options.integer("seed", 0, 1 << 30);
 }
 
@@ -245,12 +257,32 @@ AlignedVector<uint16_t> halves(const std::vector<float>& values) {
   return out;
 }
 
+/// A byte matrix in a file: its bytes as numbers [rank][w] and its scales.
+void save_matrix(const ByteMatrix& m, const std::string& name, TensorBag* bag) {
+  const std::size_t rank = m.scale.size();
+  bag->tensors[name] = {{rank, m.values.size() / rank}, {m.values.begin(), m.values.end()}};
+  bag->tensors[name + "_scale"] = {{rank}, m.scale};
+}
+
+ByteMatrix load_matrix(const TensorBag& bag, const std::string& name, std::size_t rank,
+                       std::size_t w) {
+  ByteMatrix m;
+  m.scale = require_tensor(bag, name + "_scale", {rank}).data;
+  for (const float x : require_tensor(bag, name, {rank, w}).data) {
+    MILLION_REQUIRE(x >= -127.0f && x <= 127.0f && x == std::nearbyint(x), ErrorCode::kBadInput,
+                    "codebook: tensor '{}' holds {}, expected whole numbers from -127 to 127; "
+                    "train the codebooks again",
+                    name, x);
+    m.values.push_back(static_cast<int8_t>(x));
+  }
+  return m;
+}
+
 TensorBag PqCodec::save() const {
   MILLION_ASSERT(tables_ || !needs_training());
   TensorBag bag{{}, id_.attributes()};
   bag.attributes["seed"] = params_.seed;
   if (!tables_) return bag;
-  const auto d = static_cast<std::size_t>(id_.geometry().head_dim);
   const auto rank = static_cast<std::size_t>(params_.basis.rank);
   for_each_book([&](int i, const PqShape& s, const std::string& name) {
     const auto M = static_cast<std::size_t>(s.M), K = static_cast<std::size_t>(s.K());
@@ -258,9 +290,9 @@ TensorBag PqCodec::save() const {
   });
   for_each_basis([&](int i, const std::string& name) {
     const PqBasis& basis = tables_->bases[i];
-    bag.tensors[name + ".encode"] = {{rank, d}, floats(basis.encode)};
-    bag.tensors[name + ".decode"] = {{d, rank}, floats(basis.decode)};
-    if (params_.basis.centre) bag.tensors[name + ".mean"] = {{d}, basis.mean};
+    save_matrix(basis.encode, name + ".encode", &bag);
+    if (!basis.decode.values.empty()) save_matrix(basis.decode, name + ".decode", &bag);
+    if (params_.basis.centre) bag.tensors[name + ".mean"] = {{basis.mean.size()}, basis.mean};
   });
   return bag;
 }
@@ -268,22 +300,23 @@ TensorBag PqCodec::save() const {
 void PqCodec::load(const TensorBag& bag) {
   id_.loaded_from(bag);
   if (!needs_training()) return;
-  const KvGeometry& g = id_.geometry();
-  const auto d = static_cast<std::size_t>(g.head_dim);
   const auto rank = static_cast<std::size_t>(params_.basis.rank);
+  const auto w = static_cast<std::size_t>(width());
   PqTables tables;
-  tables.books.resize(n_codebooks(params_.scope, g));
+  tables.books.resize(n_books());
   for_each_book([&](int i, const PqShape& s, const std::string& name) {
     const auto M = static_cast<std::size_t>(s.M), K = static_cast<std::size_t>(s.K());
     tables.books[i] = {s, static_cast<int>(rank / M),
                        halves(require_tensor(bag, name, {M, K, rank / M}).data)};
   });
-  if (has_bases()) tables.bases.resize(static_cast<size_t>(g.n_layers) * g.n_kv_heads);
+  if (has_bases())
+    tables.bases.resize(static_cast<size_t>(id_.geometry().n_layers) * units());
+  const bool metric = auto_metric_ || params_.basis.metric != PqMetric::kNone;
   for_each_basis([&](int i, const std::string& name) {
     PqBasis& basis = tables.bases[i];
-    basis.encode = halves(require_tensor(bag, name + ".encode", {rank, d}).data);
-    basis.decode = halves(require_tensor(bag, name + ".decode", {d, rank}).data);
-    if (params_.basis.centre) basis.mean = require_tensor(bag, name + ".mean", {d}).data;
+    basis.encode = load_matrix(bag, name + ".encode", rank, w);
+    if (metric) basis.decode = load_matrix(bag, name + ".decode", rank, w);
+    if (params_.basis.centre) basis.mean = require_tensor(bag, name + ".mean", {w}).data;
   });
   tables_ = std::make_shared<const PqTables>(std::move(tables));
 }
@@ -297,7 +330,9 @@ constexpr OptionInfo kOptions[] = {
      "= before RoPE",
      true},
     {"rotate", "auto", "auto|none|perm|pairs|pca|opq|hadamard",
-     "axes that share a code; auto = none with frame=off, else pca for keys, opq for values"},
+     "axes that share a code; auto = none with frame=off, else pca"},
+    {"span", "auto", "auto|1..n_kv_heads",
+     "KV heads of a layer that share axes and codes; auto = 1 with frame=off, else all"},
     {"pairs", "8", "1..512", "rotate=pairs: RoPE pairs that turn together"},
     {"centre", "auto", "auto|0|1", "subtract the mean key; auto = 0 with frame=off, else 1"},
     {"metric", "auto", "auto|none|q|fisher",

@@ -31,14 +31,20 @@ constexpr int64_t kOpqRows = 8192;
 /// Positions at which a rotating metric is averaged when the frame has no period of its own.
 constexpr int kMetricPositions = 64;
 
-/// Channel pairs that RoPE turns together, then the channels that it leaves alone, one by one.
-std::vector<std::vector<int>> rope_pairs(const KvGeometry& g) {
+/// Channels of a unit that RoPE turns by one angle, pair by pair of rising number: the pair's
+/// channels in every head; then the channels that it leaves alone.
+std::vector<std::vector<int>> rope_pairs(const KvGeometry& g, int span) {
   std::vector<std::vector<int>> pairs;
   const int n = g.rope.params().n_rot / 2;
   const bool adjacent = g.rope.params().pairs == RopePairs::kAdjacent;
+  const auto add = [&](std::vector<int> channels) {
+    pairs.emplace_back();
+    for (int h = 0; h < span; ++h)
+      for (const int c : channels) pairs.back().push_back(h * g.head_dim + c);
+  };
   for (int i = 0; i < n; ++i)
-    pairs.push_back(adjacent ? std::vector{2 * i, 2 * i + 1} : std::vector{i, i + n});
-  for (int c = 2 * n; c < g.head_dim; ++c) pairs.push_back({c});
+    add(adjacent ? std::vector{2 * i, 2 * i + 1} : std::vector{i, i + n});
+  for (int c = 2 * n; c < g.head_dim; ++c) add({c});
   return pairs;
 }
 
@@ -73,7 +79,7 @@ Matrix query_metric(const CalibrationSet& data, int layer, int head) {
   const KvGeometry& g = data.geometry;
   Matrix metric = Matrix::Zero(g.head_dim, g.head_dim);
   const float* moment = data.q_second_moment[layer].data() + head * g.head_dim;
-  for (const auto& pair : rope_pairs(g)) {
+  for (const auto& pair : rope_pairs(g, 1)) {
     double mean = 0.0;
     for (const int c : pair) mean += moment[c] / static_cast<double>(pair.size());
     for (const int c : pair) metric(c, c) = mean;
@@ -98,10 +104,7 @@ struct Roots {
   Matrix root, inverse;
 };
 
-Roots metric_roots(const CalibrationSet& data, KvKind kind, int layer, int head,
-                   const KeyFrame& frame, const PqBasisParams& p) {
-  const int d = data.geometry.head_dim;
-  if (p.metric == PqMetric::kNone) return {Matrix::Identity(d, d), Matrix::Identity(d, d)};
+void require_metric(const CalibrationSet& data, KvKind kind, const PqBasisParams& p) {
   const bool fisher = p.metric == PqMetric::kFisher;
   MILLION_REQUIRE(!fisher || !(kind == KvKind::kKey ? data.k_fisher : data.v_fisher).empty(),
                   ErrorCode::kBadInput,
@@ -110,17 +113,37 @@ Roots metric_roots(const CalibrationSet& data, KvKind kind, int layer, int head,
   MILLION_REQUIRE(fisher || !data.q_second_moment.empty(), ErrorCode::kBadInput,
                   "pq: metric=q needs query statistics and the calibration has none; calibrate "
                   "from the model or from a dump with queries");
-  const Matrix metric =
-      fisher ? fisher_metric(data, kind, layer, head, frame) : query_metric(data, layer, head);
-  const Eigen::SelfAdjointEigenSolver<Matrix> solver(metric);
+}
+
+/// Metric of a unit: those of its heads on the diagonal.
+Matrix unit_metric(const CalibrationSet& data, KvKind kind, int layer, int unit,
+                   const KeyFrame& frame, const PqBasisParams& p) {
+  const int d = data.geometry.head_dim;
+  Matrix metric = Matrix::Zero(p.span * d, p.span * d);
+  for (int h = 0; h < p.span; ++h) {
+    const int head = unit * p.span + h;
+    metric.block(h * d, h * d, d, d) = p.metric == PqMetric::kFisher
+                                           ? fisher_metric(data, kind, layer, head, frame)
+                                           : query_metric(data, layer, head);
+  }
+  return metric;
+}
+
+Roots metric_roots(const CalibrationSet& data, KvKind kind, int layer, int unit,
+                   const KeyFrame& frame, const PqBasisParams& p) {
+  const int w = p.span * data.geometry.head_dim;
+  if (p.metric == PqMetric::kNone) return {Matrix::Identity(w, w), Matrix::Identity(w, w)};
+  require_metric(data, kind, p);
+  const Eigen::SelfAdjointEigenSolver<Matrix> solver(
+      unit_metric(data, kind, layer, unit, frame, p));
   const Vector& values = solver.eigenvalues();
-  MILLION_REQUIRE(values.allFinite() && values(0) > kRankTolerance * values(d - 1),
+  MILLION_REQUIRE(values.allFinite() && values(0) > kRankTolerance * values(w - 1),
                   ErrorCode::kBadInput,
                   "pq: the metric of layer {}, head {} has eigenvalues from {} to {}; expected all "
                   "positive: use more calibration tokens or metric=none",
-                  layer, head, values(0), values(d - 1));
+                  layer, unit * p.span, values(0), values(w - 1));
   const Matrix& u = solver.eigenvectors();
-  // Scaled to a mean of 1, so that halves can hold both maps.
+  // Scaled to a mean of 1, so that both maps have axes of similar length.
   const Vector scaled = values / values.mean();
   return {u * scaled.cwiseSqrt().asDiagonal() * u.transpose(),
           u * scaled.cwiseSqrt().cwiseInverse().asDiagonal() * u.transpose()};
@@ -188,7 +211,7 @@ std::vector<std::vector<int>> rotation_groups(const KvGeometry& g, const PqBasis
   std::vector<std::vector<int>> groups;
   if (p.rotate == PqRotate::kPairs) {
     int left = 0;
-    for (const auto& pair : rope_pairs(g)) {
+    for (const auto& pair : rope_pairs(g, p.span)) {
       if (left-- == 0) {
         groups.emplace_back();
         left = p.pairs - 1;
@@ -197,15 +220,15 @@ std::vector<std::vector<int>> rotation_groups(const KvGeometry& g, const PqBasis
     }
     return groups;
   }
-  groups.emplace_back(g.head_dim);
+  groups.emplace_back(p.span * g.head_dim);
   std::iota(groups.back().begin(), groups.back().end(), 0);
   return groups;
 }
 
-/// Orthogonal [d][rank], columns in the order of subspaces.
+/// Orthogonal [w][rank], columns in the order of subspaces.
 Matrix choose_axes(const Matrix& x, const KvGeometry& g, const PqBasisParams& p, int layer,
-                   int head) {
-  const int d = g.head_dim;
+                   int unit) {
+  const int d = p.span * g.head_dim;
   Matrix axes = Matrix::Identity(d, d);
   if (p.rotate == PqRotate::kNone) return axes.leftCols(p.rank);
   const Matrix cov = covariance(x);
@@ -219,7 +242,7 @@ Matrix choose_axes(const Matrix& x, const KvGeometry& g, const PqBasisParams& p,
   MILLION_REQUIRE(found >= p.rank, ErrorCode::kBadInput,
                   "pq: calibration rows of layer {}, head {} span {} directions, rank={} needs as "
                   "many; use a longer calibration text or a smaller rank",
-                  layer, head, found, p.rank);
+                  layer, unit * p.span, found, p.rank);
   const std::vector<int> order = balanced_order(variance, p.M, p.rank);
   Matrix dealt(d, p.rank);
   for (int j = 0; j < p.rank; ++j) dealt.col(j) = axes.col(order[j]);
@@ -272,66 +295,95 @@ Matrix refine_axes(const Matrix& x, Matrix axes, const PqBasisParams& p) {
   return axes;
 }
 
-AlignedVector<uint16_t> halves(const Matrix& m) {
-  AlignedVector<uint16_t> out(static_cast<size_t>(m.size()));
-  const Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor> f = m.cast<float>();
-  ops().f32_to_f16(f.data(), out.data(), out.size());
+std::vector<float> floats(const Matrix& m) {
+  std::vector<float> out(static_cast<size_t>(m.size()));
+  for (Eigen::Index i = 0; i < m.size(); ++i) out[i] = static_cast<float>(m.data()[i]);
   return out;
 }
 
 }  // namespace
 
-AlignedVector<float> centred_rows(const CalibrationSet& data, KvKind kind, int layer, int head,
-                                  const KeyFrame& frame, int sinks, bool centre,
-                                  std::vector<float>* mean) {
-  if (!centre || kind == KvKind::kValue)
-    return calibration_rows(data, kind, layer, head, frame, sinks);
-  const KeyFrame pre{KeyFrame::Type::kPreRope, 0};
-  auto rows = calibration_rows(data, kind, layer, head, pre, sinks);
-  const int d = data.geometry.head_dim;
-  const int64_t n = static_cast<int64_t>(rows.size()) / d;
-  std::vector<double> sum(d, 0.0);
-  for (int64_t i = 0; i < n; ++i)
-    for (int c = 0; c < d; ++c) sum[c] += rows[i * d + c];
-  std::vector<float> average(d);
-  for (int c = 0; c < d; ++c)
-    average[c] = static_cast<float>(sum[c] / std::max<double>(1.0, static_cast<double>(n)));
+ByteMatrix ByteMatrix::from(const std::vector<float>& m, int rank) {
+  ByteMatrix out;
+  const size_t w = m.size() / rank;
+  out.values.resize(m.size());
+  out.scale.resize(rank);
+  for (int j = 0; j < rank; ++j) {
+    float top = 0.0f;
+    for (size_t i = 0; i < w; ++i) top = std::max(top, std::abs(m[j * w + i]));
+    const float scale = out.scale[j] = top / 127.0f;
+    for (size_t i = 0; i < w && scale > 0.0f; ++i)
+      out.values[j * w + i] = static_cast<int8_t>(std::lrint(m[j * w + i] / scale));
+  }
+  return out;
+}
+
+void ByteMatrix::expand(bool transposed, AlignedVector<float>* out) const {
+  const size_t rank = scale.size(), w = values.size() / rank;
+  out->resize(values.size());
+  for (size_t j = 0; j < rank; ++j)
+    for (size_t i = 0; i < w; ++i)
+      (*out)[transposed ? i * rank + j : j * w + i] = scale[j] * values[j * w + i];
+}
+
+AlignedVector<float> unit_rows(const CalibrationSet& data, KvKind kind, int layer, int unit,
+                               int span, const KeyFrame& frame, int sinks, bool centre,
+                               std::vector<float>* mean) {
+  const int d = data.geometry.head_dim, w = span * d;
+  const bool centred = centre && kind == KvKind::kKey;
+  const KeyFrame from = centred ? KeyFrame{KeyFrame::Type::kPreRope, 0} : frame;
   const auto tokens = calibration_tokens(data, sinks);
+  const auto n = static_cast<int64_t>(tokens.size());
+  AlignedVector<float> rows(static_cast<size_t>(n) * w);
+  for (int h = 0; h < span; ++h) {
+    const auto part = calibration_rows(data, kind, layer, unit * span + h, from, sinks);
+    for (int64_t i = 0; i < n; ++i)
+      std::copy_n(part.data() + i * d, d, rows.data() + i * w + h * d);
+  }
+  if (!centred) return rows;
+  std::vector<double> sum(w, 0.0);
+  for (int64_t i = 0; i < n; ++i)
+    for (int c = 0; c < w; ++c) sum[c] += rows[i * w + c];
+  std::vector<float> average(w);
+  for (int c = 0; c < w; ++c)
+    average[c] = static_cast<float>(sum[c] / std::max<double>(1.0, static_cast<double>(n)));
   for (int64_t i = 0; i < n; ++i) {
-    for (int c = 0; c < d; ++c) rows[i * d + c] -= average[c];
-    data.geometry.rope.move(rows.data() + i * d, 1, d, data.frame_position(frame, tokens[i]));
+    for (int c = 0; c < w; ++c) rows[i * w + c] -= average[c];
+    data.geometry.rope.move(rows.data() + i * w, span, d, data.frame_position(frame, tokens[i]));
   }
   if (mean) *mean = std::move(average);
   return rows;
 }
 
-PqBasis train_basis(const CalibrationSet& data, KvKind kind, int layer, int head,
+PqBasis train_basis(const CalibrationSet& data, KvKind kind, int layer, int unit,
                     const KeyFrame& frame, int sinks, const PqBasisParams& p) {
-  const int d = data.geometry.head_dim;
+  const int w = p.span * data.geometry.head_dim;
   PqBasis basis;
-  const auto rows = centred_rows(data, kind, layer, head, frame, sinks, p.centre, &basis.mean);
-  const int64_t n = static_cast<int64_t>(rows.size()) / d;
+  const auto rows =
+      unit_rows(data, kind, layer, unit, p.span, frame, sinks, p.centre, &basis.mean);
+  const int64_t n = static_cast<int64_t>(rows.size()) / w;
   MILLION_REQUIRE(n > p.rank, ErrorCode::kBadInput,
                   "pq: a basis of rank {} has {} calibration rows beyond the sinks, needs at least "
                   "{}; use a longer calibration text",
                   p.rank, n, p.rank + 1);
-  const Roots metric = metric_roots(data, kind, layer, head, frame, p);
+  const Roots metric = metric_roots(data, kind, layer, unit, frame, p);
   const Matrix x =
       Eigen::Map<const Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>>(
-          rows.data(), n, d)
+          rows.data(), n, w)
           .cast<double>() *
       metric.root;
-  Matrix axes = choose_axes(x, data.geometry, p, layer, head);
+  Matrix axes = choose_axes(x, data.geometry, p, layer, unit);
   if (p.rotate == PqRotate::kOpq) axes = refine_axes(x, std::move(axes), p);
-  basis.encode = halves(axes.transpose() * metric.root);
-  basis.decode = halves(metric.inverse * axes);
+  basis.encode = ByteMatrix::from(floats(axes.transpose() * metric.root), p.rank);
+  if (p.metric != PqMetric::kNone)
+    basis.decode = ByteMatrix::from(floats(axes.transpose() * metric.inverse), p.rank);
   return basis;
 }
 
-void to_basis(const float* x, int64_t n, int d, int rank, const float* encode, float* y) {
+void multiply_rows(const float* x, int64_t n, int w, int rows, const float* m, float* y) {
   const Ops& op = ops();
   for (int64_t i = 0; i < n; ++i)
-    for (int j = 0; j < rank; ++j) y[i * rank + j] = op.dot(x + i * d, encode + j * d, d);
+    for (int j = 0; j < rows; ++j) y[i * rows + j] = op.dot(x + i * w, m + j * w, w);
 }
 
 }  // namespace million

@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-// The coordinates in which rows are cut into subvectors. Each (layer, KV head) has an affine map
+// The coordinates in which rows are cut into subvectors. `span` neighbouring KV heads of a layer form
+// a unit whose rows x [w], w = span * head_dim, are coded together by an affine map
 //
-//   y = E (x - R(f) mean)        x = D y + R(f) mean,   E [rank][d], D [d][rank], E D = 1
+//   y = E (x - R(f) mean)        x = D y + R(f) mean,   E [rank][w], D [w][rank], E D = 1
 //
 // with f the position of the key's frame. E first applies a metric (how much an error in a
 // direction costs), then turns and deals the axes so that every subspace has an equal share of the
-// variance. Scores and outputs need D only: q.x = (D^T q).y + q.R(f) mean.
+// variance. Scores and outputs need D only: q.x = (D^T q).y + q.R(f) mean, for each head the rows of
+// D that are its own. Heads of one layer are projections of one hidden state, so a unit of several
+// heads has far fewer directions of large variance than its heads have apart.
 #pragma once
 
 #include "lib/core/tensor.h"
@@ -37,9 +40,10 @@ struct PqBasisParams {
   int pairs = 8;  ///< kPairs: RoPE pairs of a group
   PqMetric metric = PqMetric::kNone;
   bool centre = false;  ///< keys: subtract the mean key before RoPE, turned to the frame
-  int M = 16;           ///< subspaces that share the variance; divides rank
+  int span = 1;         ///< KV heads of a unit; divides n_kv_heads
+  int M = 16;           ///< subspaces of a unit that share the variance; divides rank
   int nbits = 8;        ///< kOpq: of the codebooks in the loop
-  int rank = 0;         ///< axes kept, those of most variance
+  int rank = 0;         ///< axes of a unit that are kept, those of most variance
   uint64_t seed = 1234;
 
   bool identity() const {
@@ -47,30 +51,42 @@ struct PqBasisParams {
   }
 };
 
-/// Map of one (layer, head); matrices are halves, as they are stored.
+/// One matrix as signed bytes with a scale for each axis: its rounding adds 2e-4 of the mean
+/// variance, a hundredth of what 4-bit codes lose, at half the memory of halves.
+struct ByteMatrix {
+  AlignedVector<int8_t> values;  ///< [rank][w]
+  std::vector<float> scale;      ///< [rank]
+
+  static ByteMatrix from(const std::vector<float>& m, int rank);
+  /// [rank][w], or [w][rank] transposed.
+  void expand(bool transposed, AlignedVector<float>* out) const;
+  uint64_t bytes() const { return values.capacity() + scale.capacity() * sizeof(float); }
+};
+
+/// Map of one unit.
 struct PqBasis {
-  std::vector<float> mean;          ///< [d] before RoPE, magnitude included; empty = not centred
-  AlignedVector<uint16_t> encode;   ///< E [rank][d] f16
-  AlignedVector<uint16_t> decode;   ///< D [d][rank] f16
+  std::vector<float> mean;  ///< [w] before RoPE, magnitude included; empty = not centred
+  ByteMatrix encode;        ///< E
+  ByteMatrix decode;        ///< D^T; empty where E is orthogonal and serves both
+  const ByteMatrix& decoder() const { return decode.values.empty() ? encode : decode; }
   uint64_t bytes() const {
-    return mean.capacity() * sizeof(float) +
-           (encode.capacity() + decode.capacity()) * sizeof(uint16_t);
+    return mean.capacity() * sizeof(float) + encode.bytes() + decode.bytes();
   }
 };
 
-/// Rows of one (layer, head) in `frame`, the mean of the frame removed where params.centre says so:
-/// what train_basis and the codebooks learn from. `mean` (may be null) receives the mean.
-AlignedVector<float> centred_rows(const CalibrationSet& data, KvKind kind, int layer, int head,
-                                  const KeyFrame& frame, int sinks, bool centre,
-                                  std::vector<float>* mean);
+/// Rows [n][w] of unit `unit` of a layer in `frame`, the mean of the frame removed where `centre`
+/// says so: what train_basis and the codebooks learn from. `mean` (may be null) receives the mean.
+AlignedVector<float> unit_rows(const CalibrationSet& data, KvKind kind, int layer, int unit,
+                               int span, const KeyFrame& frame, int sinks, bool centre,
+                               std::vector<float>* mean);
 
-/// Trains the map of one (layer, head). Error(kBadInput) when the covariance has a rank below
-/// params.rank, naming layer, head and the rank found, or when a metric has no data.
+/// Trains the map of one unit. Error(kBadInput) when the covariance has a rank below params.rank,
+/// naming layer, head and the rank found, or when a metric has no data.
 /// Source  balanced allocation and kOpq: Ge et al., "Optimized product quantization", 2013.
-PqBasis train_basis(const CalibrationSet& data, KvKind kind, int layer, int head,
+PqBasis train_basis(const CalibrationSet& data, KvKind kind, int layer, int unit,
                     const KeyFrame& frame, int sinks, const PqBasisParams& params);
 
-/// y [n][rank] = x [n][d] E^T; row by row, so a row's result does not depend on n.
-void to_basis(const float* x, int64_t n, int d, int rank, const float* encode, float* y);
+/// y [n][rows] = x [n][w] m^T for a matrix m [rows][w]; a row's result does not depend on n.
+void multiply_rows(const float* x, int64_t n, int w, int rows, const float* m, float* y);
 
 }  // namespace million

@@ -60,8 +60,8 @@ DecodeRun decode_run_for(int dsub) {
   }
 }
 
-/// What one KV head of a layer needs: where its tables lie and its codes.
-struct Head {
+/// What one unit of KV heads needs: where its tables lie and its codes.
+struct Unit {
   const PqBook* book = nullptr;
   const PqBasis* basis = nullptr;              ///< nullptr: rows are coded as they are
   std::vector<AlignedVector<uint8_t>> blocks;  ///< layout.h
@@ -72,14 +72,10 @@ struct Head {
 /// would cost more memory than the codes of 2000 tokens.
 struct FloatTables {
   AlignedVector<float> matrix, centroids, transposed;
-  const float* load_matrix(const AlignedVector<uint16_t>& half) { return load(half, &matrix); }
-  const float* load_centroids(const PqBook& book) { return load(book.centroids, &centroids); }
-
- private:
-  static const float* load(const AlignedVector<uint16_t>& half, AlignedVector<float>* out) {
-    out->resize(half.size());
-    ops().f16_to_f32(half.data(), out->data(), half.size());
-    return out->data();
+  const float* load_centroids(const PqBook& book) {
+    centroids.resize(book.centroids.size());
+    ops().f16_to_f32(book.centroids.data(), centroids.data(), centroids.size());
+    return centroids.data();
   }
 };
 
@@ -89,141 +85,147 @@ class PqStore final : public CodeStore {
           const std::vector<int>& books, const std::vector<int>& bases)
       : tables_(std::move(tables)),
         d_(geometry.head_dim),
+        span_(geometry.n_kv_heads / static_cast<int>(books.size())),
         frame_(frame),
         rope_(geometry.rope),
-        heads_(books.size()) {
-    for (size_t h = 0; h < heads_.size(); ++h) {
-      heads_[h].book = &tables_->books[books[h]];
-      if (!bases.empty()) heads_[h].basis = &tables_->bases[bases[h]];
+        units_(books.size()) {
+    for (size_t u = 0; u < units_.size(); ++u) {
+      units_[u].book = &tables_->books[books[u]];
+      if (!bases.empty()) units_[u].basis = &tables_->bases[bases[u]];
     }
-    shape_ = heads_[0].book->shape;
-    rank_ = heads_[0].book->dsub * shape_.M;
+    shape_ = units_[0].book->shape;
+    rank_ = units_[0].book->dsub * shape_.M;
   }
 
   int n_tokens() const override { return n_tokens_; }
 
   void append(const float* x, int n, int64_t first_token) override {
     if (n_tokens_ == 0) first_token_ = first_token;
-    for (Head& head : heads_) grow(head, n_tokens_ + n);
-    const auto n_heads = static_cast<int64_t>(heads_.size());
-    int64_t stride = n_heads * d_, head_stride = d_;
-    if (heads_[0].basis) {
-      turned_.resize(static_cast<size_t>(n) * n_heads * rank_);
-      turn_rows(x, n);
-      x = turned_.data();
+    for (Unit& unit : units_) grow(unit, n_tokens_ + n);
+    const auto n_units = static_cast<int64_t>(units_.size());
+    int64_t stride = n_units * width(), unit_stride = width();
+    AlignedVector<float> turned;
+    if (units_[0].basis) {
+      turned.resize(static_cast<size_t>(n) * n_units * rank_);
+      turn_rows(x, n, turned.data());
+      x = turned.data();
       stride = rank_;
-      head_stride = static_cast<int64_t>(n) * rank_;
+      unit_stride = static_cast<int64_t>(n) * rank_;
     }
-    const int64_t units = n_heads * shape_.M;
-    const auto encode = [&](int64_t unit) {
-      const auto h = static_cast<int>(unit / shape_.M), m = static_cast<int>(unit % shape_.M);
-      encode_subspace(x + h * head_stride, stride, n, h, m);
+    const int64_t jobs = n_units * shape_.M;
+    const auto encode = [&](int64_t job) {
+      const auto u = static_cast<int>(job / shape_.M), m = static_cast<int>(job % shape_.M);
+      encode_subspace(x + u * unit_stride, stride, n, u, m);
     };
     if (n >= kParallelTokens) {
-      parallel_for(units, encode);
+      parallel_for(jobs, encode);
     } else {
-      for (int64_t unit = 0; unit < units; ++unit) encode(unit);
+      for (int64_t job = 0; job < jobs; ++job) encode(job);
     }
     n_tokens_ += n;
   }
 
   void decode(int head, int begin, int end, float* out) const override {
-    const Head& h = heads_[head];
+    const Unit& unit = units_[head / span_];
     thread_local FloatTables tables;
-    const float* centroids = tables.load_centroids(*h.book);
-    if (!h.basis) return decode_rows(h, centroids, begin, end, out);
-    const float* matrix = tables.load_matrix(h.basis->decode);
-    float rows[kDecodeRows * kMaxRank];
+    const float* centroids = tables.load_centroids(*unit.book);
+    if (!unit.basis) return decode_rows(unit, centroids, begin, end, out);
+    unit.basis->decoder().expand(true, &tables.matrix);
+    const int first = head % span_ * d_;  // this head's rows of D
+    thread_local AlignedVector<float> rows;
+    rows.resize(static_cast<size_t>(kDecodeRows) * rank_);
     for (; begin < end; begin += kDecodeRows, out += kDecodeRows * d_) {
       const int n = std::min(end - begin, kDecodeRows);
-      decode_rows(h, centroids, begin, begin + n, rows);
-      to_basis(rows, n, rank_, d_, matrix, out);
-      for (int t = 0; t < n; ++t) add_mean(*h.basis, begin + t, 1.0f, out + t * d_);
+      decode_rows(unit, centroids, begin, begin + n, rows.data());
+      multiply_rows(rows.data(), n, rank_, d_, tables.matrix.data() + first * rank_, out);
+      if (unit.basis->mean.empty()) continue;
+      for (int t = 0; t < n; ++t)
+        add_mean(unit.basis->mean.data() + first, 1, begin + t, 1.0f, out + t * d_);
     }
   }
 
   StoreBytes bytes() const override {
     StoreBytes total;
-    for (const Head& head : heads_) {
-      total.codes += head.blocks.capacity() * sizeof(head.blocks[0]) +
-                     head.pointers.capacity() * sizeof(head.pointers[0]);
-      for (const auto& block : head.blocks) total.codes += block.capacity();
+    for (const Unit& unit : units_) {
+      total.codes += unit.blocks.capacity() * sizeof(unit.blocks[0]) +
+                     unit.pointers.capacity() * sizeof(unit.pointers[0]);
+      for (const auto& block : unit.blocks) total.codes += block.capacity();
     }
     return total;
   }
 
   void clear() override {
     n_tokens_ = 0;
-    decltype(turned_)().swap(turned_);
-    for (Head& head : heads_) {
-      decltype(head.blocks)().swap(head.blocks);  // gives the memory back
-      decltype(head.pointers)().swap(head.pointers);
+    for (Unit& unit : units_) {
+      decltype(unit.blocks)().swap(unit.blocks);  // gives the memory back
+      decltype(unit.pointers)().swap(unit.pointers);
     }
   }
 
   PqSide pq_side(int head, AlignedVector<float>* centroids) const override {
-    const Head& h = heads_[head];
-    if (h.basis) return {0, 0, nullptr, nullptr};  // the kernel knows no basis yet
-    centroids->resize(h.book->centroids.size());
-    ops().f16_to_f32(h.book->centroids.data(), centroids->data(), centroids->size());
-    return {shape_.M, shape_.nbits, h.pointers.data(), centroids->data()};
+    const Unit& unit = units_[head / span_];
+    if (unit.basis) return {0, 0, nullptr, nullptr};  // the kernel knows no basis yet
+    centroids->resize(unit.book->centroids.size());
+    ops().f16_to_f32(unit.book->centroids.data(), centroids->data(), centroids->size());
+    return {shape_.M, shape_.nbits, unit.pointers.data(), centroids->data()};
   }
 
  private:
-  static constexpr int kDecodeRows = 16;  ///< rows turned at once; their codes stay in the L1 cache
-  static constexpr int kMaxRank = 1024;
+  static constexpr int kDecodeRows = 16;  ///< rows turned at once; they stay in the L1 cache
 
-  void grow(Head& head, int64_t n_tokens) {
-    while (static_cast<int64_t>(head.blocks.size()) * kPqBlock < n_tokens) {
-      head.blocks.emplace_back(pq_block_bytes(shape_.M, shape_.nbits));
-      head.pointers.push_back(head.blocks.back().data());
+  int width() const { return span_ * d_; }
+
+  void grow(Unit& unit, int64_t n_tokens) {
+    while (static_cast<int64_t>(unit.blocks.size()) * kPqBlock < n_tokens) {
+      unit.blocks.emplace_back(pq_block_bytes(shape_.M, shape_.nbits));
+      unit.pointers.push_back(unit.blocks.back().data());
     }
   }
 
-  /// out [d] += sign * R(f) mean of the token at index t of this store.
-  void add_mean(const PqBasis& basis, int64_t t, float sign, float* out) const {
-    if (basis.mean.empty()) return;
-    float mean[kMaxRank];
-    std::copy_n(basis.mean.data(), d_, mean);
-    rope_.move(mean, 1, d_, frame_.position(first_token_ + t));
-    for (int c = 0; c < d_; ++c) out[c] += sign * mean[c];
+  /// out [n_heads][d] += sign * R(f) mean for the token at index t of this store.
+  void add_mean(const float* mean, int n_heads, int64_t t, float sign, float* out) const {
+    thread_local AlignedVector<float> turned;
+    turned.assign(mean, mean + static_cast<int64_t>(n_heads) * d_);
+    rope_.move(turned.data(), n_heads, d_, frame_.position(first_token_ + t));
+    for (int c = 0; c < n_heads * d_; ++c) out[c] += sign * turned[c];
   }
 
-  /// turned_ [n_heads][n][rank] <- E (x - mean) for rows x [n][n_heads][d].
-  void turn_rows(const float* x, int n) {
-    const auto n_heads = static_cast<int64_t>(heads_.size());
+  /// turned [n_units][n][rank] <- E (x - mean) for rows x [n][n_units][w].
+  void turn_rows(const float* x, int n, float* turned) const {
+    const auto n_units = static_cast<int64_t>(units_.size());
     parallel_ranges(n, kParallelTokens, [&](int64_t begin, int64_t end) {
-      FloatTables tables;
-      AlignedVector<float> row(d_);
-      for (int64_t h = 0; h < n_heads && begin < end; ++h) {
-        const PqBasis& basis = *heads_[h].basis;
-        const float* matrix = tables.load_matrix(basis.encode);
+      AlignedVector<float> matrix, row(width());
+      for (int64_t u = 0; u < n_units && begin < end; ++u) {
+        const PqBasis& basis = *units_[u].basis;
+        basis.encode.expand(false, &matrix);
         for (int64_t t = begin; t < end; ++t) {
-          std::copy_n(x + (t * n_heads + h) * d_, d_, row.data());
-          add_mean(basis, n_tokens_ + t, -1.0f, row.data());
-          to_basis(row.data(), 1, d_, rank_, matrix, turned_.data() + (h * n + t) * rank_);
+          std::copy_n(x + (t * n_units + u) * width(), width(), row.data());
+          if (!basis.mean.empty())
+            add_mean(basis.mean.data(), span_, n_tokens_ + t, -1.0f, row.data());
+          multiply_rows(row.data(), 1, width(), rank_, matrix.data(),
+                        turned + (u * n + t) * rank_);
         }
       }
     });
   }
 
-  /// Centroids of tokens [begin, end) of one head: out [end - begin][rank].
-  void decode_rows(const Head& head, const float* centroids, int begin, int end, float* out) const {
-    const DecodeRun decode_run = decode_run_for(head.book->dsub);
+  /// Centroids of tokens [begin, end) of one unit: out [end - begin][rank].
+  void decode_rows(const Unit& unit, const float* centroids, int begin, int end, float* out) const {
+    const DecodeRun decode_run = decode_run_for(unit.book->dsub);
     for (int t = begin; t < end;) {
       const int at = t % kPqBlock, n = std::min(end - t, kPqBlock - at);
-      const uint8_t* block = head.blocks[t / kPqBlock].data();
+      const uint8_t* block = unit.blocks[t / kPqBlock].data();
       for (int m = 0; m < shape_.M; ++m)
         decode_run(block + m * pq_run_bytes(shape_.nbits), shape_.nbits, at, n,
-                   centroids + m * head.book->subspace(), head.book->dsub,
-                   out + static_cast<int64_t>(t - begin) * rank_ + m * head.book->dsub, rank_);
+                   centroids + m * unit.book->subspace(), unit.book->dsub,
+                   out + static_cast<int64_t>(t - begin) * rank_ + m * unit.book->dsub, rank_);
       t += n;
     }
   }
 
-  /// Encodes subspace m of one head for n rows of x; touches only that subspace's runs.
-  void encode_subspace(const float* x, int64_t stride, int n, int h, int m) {
-    const PqBook& book = *heads_[h].book;
+  /// Encodes subspace m of one unit for n rows of x; touches only that subspace's runs.
+  void encode_subspace(const float* x, int64_t stride, int n, int u, int m) {
+    const PqBook& book = *units_[u].book;
     const int K = shape_.K(), dsub = book.dsub;
     thread_local FloatTables tables;
     tables.centroids.resize(book.subspace());
@@ -238,22 +240,21 @@ class PqStore final : public CodeStore {
       const int count = std::min(n - done, kPqBlock - at);
       ops().pq_encode(rows + done * stride, static_cast<size_t>(stride), count,
                       tables.transposed.data(), K, dsub, codes);
-      uint8_t* block = heads_[h].blocks[t / kPqBlock].data();
+      uint8_t* block = units_[u].blocks[t / kPqBlock].data();
       pack_run(block + m * pq_run_bytes(shape_.nbits), shape_.nbits, at, count, codes);
       done += count;
     }
   }
 
   std::shared_ptr<const PqTables> tables_;
-  int d_;
+  int d_, span_;
   KeyFrame frame_;
   Rope rope_;
-  std::vector<Head> heads_;
-  PqShape shape_;
+  std::vector<Unit> units_;
+  PqShape shape_;  ///< M counts a unit's subspaces
   int rank_ = 0;
   int n_tokens_ = 0;
   int64_t first_token_ = 0;  ///< of the sequence, at index 0 of this store
-  AlignedVector<float> turned_;
 };
 
 }  // namespace

@@ -10,7 +10,8 @@
 namespace million {
 
 /// `tables` are shared with the codec, so a store outlives a codec that is trained again. `books`
-/// and `bases` name the entries of each KV head; bases is empty where rows are coded as they are.
+/// and `bases` name the entries of each unit of KV heads; bases is empty where rows are coded as
+/// they are.
 /// `frame` and the geometry's RoPE turn the mean of centred keys to a token's place.
 std::unique_ptr<CodeStore> make_pq_store(std::shared_ptr<const PqTables> tables,
                                          const KvGeometry& geometry, const KeyFrame& frame,
