@@ -12,6 +12,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
 #include <map>
 
@@ -140,6 +141,22 @@ bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
   return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
 }
 
+/// Summed cross entropy of the text in the decoder, through the fp16 cache.
+double decoder_loss(const std::shared_ptr<const Model>& model, const std::vector<int32_t>& ids) {
+  const KvGeometry g = model->config.geometry();
+  const int n = static_cast<int>(ids.size());
+  Decoder decoder(model, {PrefillCompute::kF32, DecodeCompute::kExact, n});
+  Method method;
+  method.key_codec = make_codec("fp16", KvKind::kKey, g);
+  method.value_codec = make_codec("fp16", KvKind::kValue, g);
+  KvCache cache(g, method, Protocol::kDecodePath);
+  const auto hidden = decoder.forward(ids, cache);
+  const TokenScores scores = score_hidden(decoder, hidden.data(), nullptr, n - 1, ids.data() + 1);
+  double sum = 0.0;
+  for (const double x : scores.nll) sum += x;
+  return sum;
+}
+
 }  // namespace
 
 TEST_CASE("gradients equal central differences", "[gradients]") {
@@ -178,20 +195,36 @@ TEST_CASE("the loss is the decoder's", "[gradients]") {
     const auto ids = tokens(kTokens, 3);
     GradientLoss loss;
     gradients(model, ids, {}, &loss);
-    const KvGeometry g = model->config.geometry();
-    Decoder decoder(model, {PrefillCompute::kF32, DecodeCompute::kExact, kTokens});
-    Method method;
-    method.key_codec = make_codec("fp16", KvKind::kKey, g);
-    method.value_codec = make_codec("fp16", KvKind::kValue, g);
-    KvCache cache(g, method, Protocol::kDecodePath);
-    const auto hidden = decoder.forward(ids, cache);
-    const TokenScores scores =
-        score_hidden(decoder, hidden.data(), nullptr, kTokens - 1, ids.data() + 1);
-    double sum = 0.0;
-    for (const double x : scores.nll) sum += x;
-    CHECK(loss.sum() == Approx(sum).epsilon(1e-5));
+    CHECK(loss.sum() == Approx(decoder_loss(model, ids)).epsilon(1e-5));
     CHECK(loss.labels == std::vector<int32_t>(ids.begin() + 1, ids.end()));
   }
+}
+
+TEST_CASE("a real vocabulary: the decoder's loss, the same bits, sampled labels", "[gradients]") {
+  const char* path = std::getenv("MILLION_MODEL");
+  const auto model =
+      Model::load(path ? path : MILLION_SOURCE_DIR "/data/models/SmolLM2-135M-Instruct.Q4_1.gguf");
+  const auto ids = model->tokenizer.encode(
+      "The cache of a language model keeps a key and a value of every "
+      "token in every layer, so that no token is computed twice.");
+  const int before = threads(), last = model->config.n_layers - 1;
+  GradientLoss text, one, two;
+  gradients(model, ids, {}, &text);
+  // The decoder rounds keys and values to f16.
+  CHECK(text.sum() == Approx(decoder_loss(model, ids)).epsilon(1e-3));
+  set_threads(1);
+  const TestProbe a = gradients(model, ids, {GradientLabels::kSampled, 4}, &one);
+  set_threads(2);
+  const TestProbe b = gradients(model, ids, {GradientLabels::kSampled, 4}, &two);
+  set_threads(before);
+  for (const int layer : {0, last}) {
+    CHECK(same_bits(a.keys.at(layer), b.keys.at(layer)));
+    CHECK(same_bits(a.values.at(layer), b.values.at(layer)));
+  }
+  CHECK(one.labels == two.labels);
+  CHECK(one.labels != text.labels);
+  // A label of the model's own costs about its entropy, far below that of a uniform draw.
+  CHECK(one.sum() < 0.6 * std::log(49152.0) * static_cast<double>(one.nll.size()));
 }
 
 TEST_CASE("gradients have the same bits for every number of threads", "[gradients]") {
