@@ -18,6 +18,8 @@ struct Flags : EvalFlags {
   std::vector<int> M;
   std::string codec_k, codec_v;
   int sinks = 4, window = 0;
+  std::vector<double> budgets;
+  std::string budget_base = "pq:M=16,nbits=8,sinks=4";
   bool force = false;
 };
 
@@ -36,6 +38,7 @@ void apply_config(Flags& f, const SweepConfig& c, const CLI::App& app) {
   if (c.calib_context >= 0 && !given("--calib-context")) f.calib_context = c.calib_context;
   if (!c.protocol.empty() && !given("--protocol")) f.protocol = c.protocol;
   if (!c.compute.empty() && !given("--compute")) f.compute = c.compute;
+  if (!given("--budget-bits")) f.budgets = c.budgets;
 }
 
 std::vector<MethodSpec> plan_methods(const Flags& f, const SweepConfig& config, int head_dim) {
@@ -53,9 +56,21 @@ std::vector<MethodSpec> plan_methods(const Flags& f, const SweepConfig& config, 
   for (MethodSpec& m : parse_methods(texts, f.codec_k, f.codec_v))
     if (std::find(methods.begin(), methods.end(), m) == methods.end())
       methods.push_back(std::move(m));
-  MILLION_REQUIRE(!methods.empty(), ErrorCode::kUsage,
-                  "nothing to sweep: give --config FILE, --codec SPEC, or --M and --nbits");
+  MILLION_REQUIRE(!methods.empty() || !f.budgets.empty(), ErrorCode::kUsage,
+                  "nothing to sweep: give --sweep FILE, --codec SPEC, --budget-bits, or --M and "
+                  "--nbits");
   return methods;
+}
+
+/// Methods that split each budget over layers, keys and values; says why on stderr.
+void add_allocations(const Flags& f, const EvalInputs& in, std::vector<MethodSpec>* methods) {
+  if (f.budgets.empty()) return;
+  EvalSession session(in.model, in.plan);
+  for (const double budget : f.budgets) {
+    const Allocation a = session.allocate(MethodSpec::parse(f.budget_base), budget);
+    spdlog::info("budget of {} bits: {}", budget, a.to_text());
+    methods->push_back(a.spec);
+  }
 }
 
 /// Window lengths of the sweep, the one of --context first.
@@ -98,12 +113,13 @@ int run(Flags flags, const CLI::App& app, const AppContext& context) {
   apply_config(flags, config, app);
   const auto inputs = load_inputs(flags, context);
   const KvGeometry geometry = inputs->model->config.geometry();
-  const std::vector<MethodSpec> methods = plan_methods(flags, config, geometry.head_dim);
+  std::vector<MethodSpec> methods = plan_methods(flags, config, geometry.head_dim);
   for (const MethodSpec& m : methods) {  // a wrong option shows before the first long run
     make_codec(m.key_codec, KvKind::kKey, geometry);
     make_codec(m.value_codec, KvKind::kValue, geometry);
   }
   RecordFile file(flags.out);
+  if (!context.dry_run) add_allocations(flags, *inputs, &methods);
   const std::vector<int> contexts = contexts_of(flags, config);
   if (context.dry_run) return dry_run(*inputs, methods, contexts, file);
   SweepOutcome outcome;
@@ -151,6 +167,14 @@ void add_flags(CLI::App& app, Flags& f) {
       ->capture_default_str()
       ->group(methods);
   app.add_option("--window", f.window, "PQ grid: recent tokens kept exact")
+      ->capture_default_str()
+      ->group(methods);
+  app.add_option("--budget-bits", f.budgets,
+                 "split so many bits per value over layers, keys and values by measured "
+                 "sensitivity; comma-separated")
+      ->delimiter(',')
+      ->group(methods);
+  app.add_option("--budget-base", f.budget_base, "pq method whose layers are measured and resized")
       ->capture_default_str()
       ->group(methods);
   app.add_option("--out", f.out, "records, one JSON line a cell; finished cells are not run again")

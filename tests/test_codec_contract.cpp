@@ -47,8 +47,9 @@ std::vector<std::vector<std::string>> families(const std::string& name) {
             {"pq:M=8,nbits=6,scope=layer,iters=4,rotate=perm,metric=none",
              "pq:M=64,nbits=6,scope=layer,iters=4,rotate=pca,metric=none"},
             {"pq:M=1,nbits=8,iters=2,rotate=hadamard,frame=off"},
-            {"pq:M=12,nbits=6,rank=48,rotate=pca,iters=2,frame=32", "pq:M=24,nbits=8,rank=48,rotate=pca,iters=2,frame=32"},
-            {"pq:layers=8x6+16x6,iters=2,rotate=pairs,pairs=4", "pq:layers=16x6+fp16,iters=2"},
+            {"pq:M=12,nbits=6,rank=48,iters=2,frame=32", "pq:M=24,nbits=8,rank=48,iters=2,frame=32"},
+            {"pq:M=16,nbits=6,iters=2,rotate=pairs,pairs=4,span=1"},
+            {"pq:M=16,nbits=5,iters=2,rotate=opq,rows=600"},
             {"pq:M=4,nbits=12,scope=model,iters=1,rows=5000,frame=off,seed=7"}};
   if (name == "kvquant")
     return {rising(1, 8, "kvquant:bits={}"), rising(2, 8, "kvquant:bits={},outliers=0,qnorm=0"),

@@ -262,7 +262,7 @@ TEST_CASE("pq: scopes share what they say, blocks and bytes are exact", "[pq]") 
   CHECK(trained("pq:M=8,nbits=4,scope=head,frame=off,iters=1", KvKind::kKey)->save().tensors.size() == 6);
   CHECK(trained("pq:M=8,nbits=4,scope=layer,frame=off,iters=1", KvKind::kKey)->save().tensors.size() == 2);
   const auto codec = trained("pq:M=8,nbits=4,scope=model,frame=off,iters=1", KvKind::kKey);
-  CHECK(codec->shared_bytes() == 16 * 64 * sizeof(float));
+  CHECK(codec->shared_bytes() == 16 * 64 * sizeof(uint16_t));
   const auto x = testdata::rows(g, 1025);
   const auto store = codec->make_store(0);
   const auto expected = [&](int blocks, int capacity) {

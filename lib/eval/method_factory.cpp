@@ -15,7 +15,7 @@ namespace million {
 namespace {
 
 /// Raised when training changes, so that codebook files of older builds are trained again.
-constexpr int kCodebookVersion = 2;
+constexpr int kCodebookVersion = 3;
 
 }  // namespace
 

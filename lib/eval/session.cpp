@@ -170,6 +170,13 @@ const Reference& EvalSession::reference() {
   return *reference_;
 }
 
+Allocation EvalSession::allocate(const MethodSpec& base, double budget_bits) {
+  MILLION_REQUIRE(plan_.calibration.text, ErrorCode::kUsage,
+                  "--budget-bits measures layers on a calibration text: give --calib-text");
+  return allocate_bits(model_, factory_, plan_.calibration, plan_.evaluation.decoder, base,
+                       budget_bits, plan_.codebooks);
+}
+
 double EvalSession::reference_seconds() const { return reference_seconds_; }
 
 void EvalSession::add_scores(RunRecord& record, const Evaluation& e) const {

@@ -3,6 +3,7 @@
 // the fp16 reference and turns each method into a run record.
 #pragma once
 
+#include "lib/eval/allocation.h"
 #include "lib/eval/method_factory.h"
 #include "lib/eval/perplexity.h"
 #include "lib/results/run_record.h"
@@ -34,6 +35,9 @@ class EvalSession {
   RunRecord describe(const MethodSpec& spec) const;
   /// Trains or loads, scores all windows, measures bytes. Throws what the parts throw.
   RunRecord run(const MethodSpec& spec);
+  /// Splits a budget over layers, keys and values: see allocate_bits. Error(kUsage) without a
+  /// calibration text.
+  Allocation allocate(const MethodSpec& base, double budget_bits);
   /// Seconds that run() of an untrained method takes, measured on the reference pass.
   double reference_seconds() const;
 

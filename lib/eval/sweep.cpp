@@ -132,6 +132,7 @@ SweepConfig load_sweep(const std::string& path) {
     reader.read("protocol", config.protocol);
     reader.read("compute", config.compute);
     reader.read_list("methods", config.methods);
+    reader.read_list("budgets", config.budgets);
     reader.allow("pq");
     reader.require_known();
     if (const toml::node* node = table.get("pq")) {

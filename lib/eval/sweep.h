@@ -20,13 +20,14 @@ struct PqGrid {
 /// divide head_dim are an Error(kUsage); so is an empty axis.
 std::vector<std::string> grid_methods(const PqGrid& grid, int head_dim);
 
-/// A sweep file (TOML). Keys: context, contexts, windows, calib_tokens, calib_context, protocol, compute
+/// A sweep file (TOML). Keys: context, contexts, windows, budgets, calib_tokens, calib_context, protocol, compute
 /// (all optional, flags win), methods = [text...], and [pq] M, nbits, scope, sinks, window.
 struct SweepConfig {
   int context = 0, windows = -1, calib_tokens = 0, calib_context = -1;  ///< unset values
   std::vector<int> contexts;  ///< further window lengths, each with as many tokens as `context` has
   std::string protocol, compute;
   std::vector<std::string> methods;
+  std::vector<double> budgets;  ///< bits per value to be split over layers, keys and values
   std::vector<PqGrid> grids;
 };
 /// Error(kBadInput) with file, line and the known keys on anything unknown or of a wrong type.

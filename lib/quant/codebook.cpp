@@ -14,6 +14,7 @@
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <limits>
 
@@ -178,14 +179,16 @@ TrainRows TrainJob::gather(int index) const {
 PqBook TrainJob::train(int index) const {
   check_interrupted();
   PqShape shape = params.layers[codebook_layer(params.scope, units(), index)];
-  if (shape.exact()) return {shape, 0, {}};
-  shape.M *= span();
-  PqBook book{shape, rank() / shape.M, {}};
-  book.centroids.resize(book.subspace() * shape.M);
+  PqBook book;
+  book.shape = shape;
+  if (shape.exact()) return book;
+  book.shape.M = shape.M *= span();
+  book.dsub = rank() / shape.M;
+  AlignedVector<float> all(book.size());
   const TrainRows rows = gather(index);
   const int dsub = book.dsub;
   parallel_for(shape.M, [&](int64_t m) {
-    AlignedVector<float> part(static_cast<size_t>(rows.n) * dsub), centroids(book.subspace());
+    AlignedVector<float> part(static_cast<size_t>(rows.n) * dsub);
     AlignedVector<float> weights(rows.gradient2.empty() ? 0 : static_cast<size_t>(rows.n));
     for (int64_t i = 0; i < rows.n; ++i) {
       std::memcpy(part.data() + i * dsub, rows.x.data() + i * rank() + m * dsub,
@@ -194,10 +197,10 @@ PqBook TrainJob::train(int index) const {
         weights[i] += rows.gradient2[i * width() + m * dsub + j];
     }
     train_kmeans(part.data(), rows.n, dsub, shape.K(), params.iters, params.seed + m,
-                 centroids.data(), false, weights.empty() ? nullptr : weights.data());
-    ops().f32_to_f16(centroids.data(), book.centroids.data() + m * book.subspace(),
-                     book.subspace());
+                 all.data() + m * book.subspace(), false,
+                 weights.empty() ? nullptr : weights.data());
   });
+  book.set(all.data(), !bases.empty());
   return book;
 }
 
@@ -232,9 +235,41 @@ std::string codebook_name(CodebookScope scope, int units, int span, int index) {
   return fmt::format("L{:02}.H{}", index / units, index % units * span);
 }
 
+void PqBook::set(const float* centroids, bool as_bytes) {
+  if (!as_bytes) {
+    halves.resize(size());
+    ops().f32_to_f16(centroids, halves.data(), size());
+    return;
+  }
+  bytes.resize(size());
+  scale.resize(static_cast<size_t>(shape.M) * dsub);
+  for (int m = 0; m < shape.M; ++m)
+    for (int j = 0; j < dsub; ++j) {
+      const float* column = centroids + m * subspace() + j;
+      float top = 0.0f;
+      for (int c = 0; c < shape.K(); ++c) top = std::max(top, std::abs(column[c * dsub]));
+      const float step = scale[m * dsub + j] = top / 127.0f;
+      for (int c = 0; c < shape.K() && step > 0.0f; ++c)
+        bytes[m * subspace() + c * dsub + j] =
+            static_cast<int8_t>(std::lrint(column[c * dsub] / step));
+    }
+}
+
+void PqBook::expand(int first, int n, float* out) const {
+  const std::size_t begin = first * subspace();
+  if (bytes.empty()) {
+    ops().f16_to_f32(halves.data() + begin, out, n * subspace());
+    return;
+  }
+  for (int m = first; m < first + n; ++m)
+    for (int c = 0; c < shape.K(); ++c)
+      for (int j = 0; j < dsub; ++j)
+        *out++ = scale[m * dsub + j] * bytes[m * subspace() + c * dsub + j];
+}
+
 uint64_t PqTables::bytes() const {
   uint64_t bytes = 0;
-  for (const PqBook& book : books) bytes += book.centroids.capacity() * sizeof(uint16_t);
+  for (const PqBook& book : books) bytes += book.allocated();
   for (const PqBasis& basis : bases) bytes += basis.bytes();
   return bytes;
 }
@@ -264,6 +299,7 @@ PqTables train_tables(const CalibrationSet& data, KvKind kind, const KeyFrame& f
   tables.books.resize(n_books);
   parallel_for(n_books, [&](int64_t i) { tables.books[i] = job.train(static_cast<int>(i)); });
   tables.bases = std::move(job.bases);
+  tables.metric = params.basis.metric;
   return tables;
 }
 

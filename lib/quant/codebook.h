@@ -34,19 +34,32 @@ struct PqParams {
   uint64_t seed = 1234;
 };
 
-/// Codebook of a layer or unit of heads as it is stored: centroids [M][K][dsub], halves.
+/// Codebook of a layer or unit of heads as it is stored: centroids [M][K][dsub], halves where rows
+/// are coded as they are, else signed bytes with a scale for each of the rank axes (rounding them
+/// adds 1e-4 of an axis' variance, below a hundredth of what 4 bits lose).
 struct PqBook {
   PqShape shape;  ///< M counts the unit's subspaces
   int dsub = 0;
-  AlignedVector<uint16_t> centroids;
+  AlignedVector<uint16_t> halves;
+  AlignedVector<int8_t> bytes;
+  std::vector<float> scale;  ///< [M * dsub], with bytes
 
   std::size_t subspace() const { return static_cast<std::size_t>(shape.K()) * dsub; }
+  std::size_t size() const { return subspace() * shape.M; }
+  void set(const float* centroids, bool as_bytes);
+  /// Centroids of subspaces [first, first + n) as f32 [n][K][dsub].
+  void expand(int first, int n, float* out) const;
+  uint64_t allocated() const {
+    return halves.capacity() * sizeof(uint16_t) + bytes.capacity() +
+           scale.capacity() * sizeof(float);
+  }
 };
 
 /// Everything of one kind that the whole model shares.
 struct PqTables {
   std::vector<PqBook> books;   ///< [n_codebooks]; no centroids where the layer is exact
   std::vector<PqBasis> bases;  ///< [n_layers * units of a layer], or empty: rows as they are
+  PqMetric metric = PqMetric::kNone;  ///< of the bases
   uint64_t bytes() const;
 };
 

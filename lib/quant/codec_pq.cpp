@@ -130,11 +130,13 @@ class PqCodec final : public Codec {
   }
 
   void train(const CalibrationSet& data, int sinks) override {
-    id_.trained_on(data, sinks);
+    id_.trained_on(data, sinks, wants_gradients());
     if (!needs_training()) return;
     PqParams params = params_;
     if (auto_metric_)
-      params.basis.metric = data.k_fisher.empty() ? PqMetric::kQuery : PqMetric::kFisher;
+      params.basis.metric = !data.k_fisher.empty()           ? PqMetric::kFisher
+                            : id_.kind() == KvKind::kKey ? PqMetric::kQuery
+                                                         : PqMetric::kNone;
     tables_ = std::make_shared<const PqTables>(
         train_tables(data, id_.kind(), frame_, sinks, params));
   }
@@ -170,13 +172,16 @@ class PqCodec final : public Codec {
   int units() const { return id_.geometry().n_kv_heads / span(); }
   int width() const { return span() * id_.geometry().head_dim; }
   int n_books() const { return n_codebooks(params_.scope, id_.geometry().n_layers, units()); }
-  bool has_bases() const {
-    return auto_metric_ || !params_.basis.identity() || params_.basis.rank != width();
+  /// Whether rows are coded in a basis, given the metric that training chose.
+  bool has_bases(PqMetric metric) const {
+    PqBasisParams p = params_.basis;
+    p.metric = metric;
+    return !p.identity() || p.rank != width();
   }
-  /// Calls f(index, name) for every trained basis.
+  /// Calls f(index, name) for every basis.
   template <class F>
   void for_each_basis(const F& f) const {
-    for (int i = 0; has_bases() && i < id_.geometry().n_layers * units(); ++i)
+    for (int i = 0; i < id_.geometry().n_layers * units(); ++i)
       if (!params_.layers[i / units()].exact())
         f(i, codebook_name(CodebookScope::kHead, units(), span(), i));
   }
@@ -194,7 +199,7 @@ class PqCodec final : public Codec {
   CodecIdentity id_;
   PqParams params_;
   KeyFrame frame_;
-  bool auto_metric_ = false;  ///< fisher where there are gradients, else q
+  bool auto_metric_ = false;  ///< fisher where there are gradients, else q for keys
   std::shared_ptr<const PqTables> tables_;
 };
 
@@ -232,10 +237,9 @@ void PqCodec::parse_basis(const Options& options) {
   const std::string centre = options.word("centre", "auto|0|1");
   p.centre = key && (centre == "1" || (centre == "auto" && !plain));
   const std::string metric = options.word("metric", "auto|none|q|fisher");
-  // A metric on values did not pay (lib/quant/README.md).
   if (key && metric == "q") p.metric = PqMetric::kQuery;
-  if (key && metric == "fisher") p.metric = PqMetric::kFisher;
-  auto_metric_ = key && metric == "auto" && !plain;
+  if (metric == "fisher") p.metric = PqMetric::kFisher;
+  auto_metric_ = metric == "auto" && !plain;
   MILLION_REQUIRE(p.rank == width() || p.rotate != PqRotate::kNone, ErrorCode::kUsage,
                   "codec pq: rank={} needs a rotation that orders the axes", p.rank / p.span);
   if (p.rotate == PqRotate::kNone && options.text("span") == "auto") {  // nothing to share
@@ -245,37 +249,52 @@ void PqCodec::parse_basis(const Options& options) {
   p.seed = options.integer("seed", 0, 1 << 30);
 }
 
-std::vector<float> floats(const AlignedVector<uint16_t>& half) {
-  std::vector<float> out(half.size());
-  ops().f16_to_f32(half.data(), out.data(), half.size());
-  return out;
+/// Signed bytes in a file are whole numbers beside their scales.
+void save_bytes(const AlignedVector<int8_t>& values, const std::vector<float>& scale,
+                const std::vector<std::size_t>& shape, const std::string& name, TensorBag* bag) {
+  bag->tensors[name] = {shape, {values.begin(), values.end()}};
+  bag->tensors[name + "_scale"] = {{scale.size()}, scale};
 }
 
-AlignedVector<uint16_t> halves(const std::vector<float>& values) {
-  AlignedVector<uint16_t> out(values.size());
-  ops().f32_to_f16(values.data(), out.data(), values.size());
-  return out;
+AlignedVector<int8_t> load_bytes(const TensorBag& bag, const std::string& name,
+                                 const std::vector<std::size_t>& shape, std::size_t n_scales,
+                                 std::vector<float>* scale) {
+  AlignedVector<int8_t> values;
+  *scale = require_tensor(bag, name + "_scale", {n_scales}).data;
+  for (const float x : require_tensor(bag, name, shape).data) {
+    MILLION_REQUIRE(x >= -127.0f && x <= 127.0f && x == std::nearbyint(x), ErrorCode::kBadInput,
+                    "codebook: tensor '{}' holds {}, expected whole numbers from -127 to 127; "
+                    "train the codebooks again",
+                    name, x);
+    values.push_back(static_cast<int8_t>(x));
+  }
+  return values;
 }
 
-/// A byte matrix in a file: its bytes as numbers [rank][w] and its scales.
 void save_matrix(const ByteMatrix& m, const std::string& name, TensorBag* bag) {
   const std::size_t rank = m.scale.size();
-  bag->tensors[name] = {{rank, m.values.size() / rank}, {m.values.begin(), m.values.end()}};
-  bag->tensors[name + "_scale"] = {{rank}, m.scale};
+  save_bytes(m.values, m.scale, {rank, m.values.size() / rank}, name, bag);
 }
 
 ByteMatrix load_matrix(const TensorBag& bag, const std::string& name, std::size_t rank,
                        std::size_t w) {
   ByteMatrix m;
-  m.scale = require_tensor(bag, name + "_scale", {rank}).data;
-  for (const float x : require_tensor(bag, name, {rank, w}).data) {
-    MILLION_REQUIRE(x >= -127.0f && x <= 127.0f && x == std::nearbyint(x), ErrorCode::kBadInput,
-                    "codebook: tensor '{}' holds {}, expected whole numbers from -127 to 127; "
-                    "train the codebooks again",
-                    name, x);
-    m.values.push_back(static_cast<int8_t>(x));
-  }
+  m.values = load_bytes(bag, name, {rank, w}, rank, &m.scale);
   return m;
+}
+
+const char* metric_name(PqMetric metric) {
+  return metric == PqMetric::kFisher ? "fisher" : metric == PqMetric::kQuery ? "q" : "none";
+}
+
+/// The metric that a file was trained with; `automatic`: any will do, else it must be `wanted`.
+PqMetric parse_metric(const TensorBag& bag, PqMetric wanted, bool automatic) {
+  const Json got = bag.attributes.value("metric", Json());
+  for (const PqMetric m : {PqMetric::kNone, PqMetric::kQuery, PqMetric::kFisher})
+    if (got == metric_name(m) && (automatic || m == wanted)) return m;
+  fail(ErrorCode::kBadInput,
+       "codebook: attribute 'metric' is {}, expected {}; train the codebooks again", got.dump(),
+       automatic ? "none, q or fisher" : metric_name(wanted));
 }
 
 TensorBag PqCodec::save() const {
@@ -283,11 +302,17 @@ TensorBag PqCodec::save() const {
   TensorBag bag{{}, id_.attributes()};
   bag.attributes["seed"] = params_.seed;
   if (!tables_) return bag;
+  bag.attributes["metric"] = metric_name(tables_->metric);
   const auto rank = static_cast<std::size_t>(params_.basis.rank);
   for_each_book([&](int i, const PqShape& s, const std::string& name) {
     const auto M = static_cast<std::size_t>(s.M), K = static_cast<std::size_t>(s.K());
-    bag.tensors[name] = {{M, K, rank / M}, floats(tables_->books[i].centroids)};
+    const PqBook& book = tables_->books[i];
+    const std::vector<std::size_t> shape = {M, K, rank / M};
+    if (!tables_->bases.empty()) return save_bytes(book.bytes, book.scale, shape, name, &bag);
+    bag.tensors[name] = {shape, std::vector<float>(book.size())};
+    book.expand(0, s.M, bag.tensors[name].data.data());
   });
+  if (tables_->bases.empty()) return bag;
   for_each_basis([&](int i, const std::string& name) {
     const PqBasis& basis = tables_->bases[i];
     save_matrix(basis.encode, name + ".encode", &bag);
@@ -304,20 +329,29 @@ void PqCodec::load(const TensorBag& bag) {
   const auto w = static_cast<std::size_t>(width());
   PqTables tables;
   tables.books.resize(n_books());
+  tables.metric = parse_metric(bag, params_.basis.metric, auto_metric_);
+  const bool with_metric = tables.metric != PqMetric::kNone;
+  const bool with_bases = has_bases(tables.metric);
   for_each_book([&](int i, const PqShape& s, const std::string& name) {
     const auto M = static_cast<std::size_t>(s.M), K = static_cast<std::size_t>(s.K());
-    tables.books[i] = {s, static_cast<int>(rank / M),
-                       halves(require_tensor(bag, name, {M, K, rank / M}).data)};
+    PqBook& book = tables.books[i];
+    book.shape = s;
+    book.dsub = static_cast<int>(rank / M);
+    const std::vector<std::size_t> shape = {M, K, rank / M};
+    if (with_bases)
+      book.bytes = load_bytes(bag, name, shape, rank, &book.scale);
+    else
+      book.set(require_tensor(bag, name, shape).data.data(), false);
   });
-  if (has_bases())
+  if (with_bases) {
     tables.bases.resize(static_cast<size_t>(id_.geometry().n_layers) * units());
-  const bool metric = auto_metric_ || params_.basis.metric != PqMetric::kNone;
-  for_each_basis([&](int i, const std::string& name) {
-    PqBasis& basis = tables.bases[i];
-    basis.encode = load_matrix(bag, name + ".encode", rank, w);
-    if (metric) basis.decode = load_matrix(bag, name + ".decode", rank, w);
-    if (params_.basis.centre) basis.mean = require_tensor(bag, name + ".mean", {w}).data;
-  });
+    for_each_basis([&](int i, const std::string& name) {
+      PqBasis& basis = tables.bases[i];
+      basis.encode = load_matrix(bag, name + ".encode", rank, w);
+      if (with_metric) basis.decode = load_matrix(bag, name + ".decode", rank, w);
+      if (params_.basis.centre) basis.mean = require_tensor(bag, name + ".mean", {w}).data;
+    });
+  }
   tables_ = std::make_shared<const PqTables>(std::move(tables));
 }
 
@@ -336,8 +370,8 @@ constexpr OptionInfo kOptions[] = {
     {"pairs", "8", "1..512", "rotate=pairs: RoPE pairs that turn together"},
     {"centre", "auto", "auto|0|1", "subtract the mean key; auto = 0 with frame=off, else 1"},
     {"metric", "auto", "auto|none|q|fisher",
-     "what a key error costs; auto = none with frame=off, else fisher where there are gradients, "
-     "else q"},
+     "what an error costs; auto = none with frame=off, else fisher where there are gradients, else "
+     "q (keys) or none (values, which know no q)"},
     {"rank", "0", "0..head_dim", "axes kept; 0 = all"},
     {"layers", "all", "all|MxNBITS*COUNT+fp16*COUNT+...",
      "shape of each layer's codes instead of M and nbits"},

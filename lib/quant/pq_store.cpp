@@ -73,8 +73,8 @@ struct Unit {
 struct FloatTables {
   AlignedVector<float> matrix, centroids, transposed;
   const float* load_centroids(const PqBook& book) {
-    centroids.resize(book.centroids.size());
-    ops().f16_to_f32(book.centroids.data(), centroids.data(), centroids.size());
+    centroids.resize(book.size());
+    book.expand(0, book.shape.M, centroids.data());
     return centroids.data();
   }
 };
@@ -165,8 +165,8 @@ class PqStore final : public CodeStore {
   PqSide pq_side(int head, AlignedVector<float>* centroids) const override {
     const Unit& unit = units_[head / span_];
     if (unit.basis) return {0, 0, nullptr, nullptr};  // the kernel knows no basis yet
-    centroids->resize(unit.book->centroids.size());
-    ops().f16_to_f32(unit.book->centroids.data(), centroids->data(), centroids->size());
+    centroids->resize(unit.book->size());
+    unit.book->expand(0, shape_.M, centroids->data());
     return {shape_.M, shape_.nbits, unit.pointers.data(), centroids->data()};
   }
 
@@ -230,8 +230,7 @@ class PqStore final : public CodeStore {
     thread_local FloatTables tables;
     tables.centroids.resize(book.subspace());
     tables.transposed.resize(book.subspace());
-    ops().f16_to_f32(book.centroids.data() + m * book.subspace(), tables.centroids.data(),
-                     book.subspace());
+    book.expand(m, 1, tables.centroids.data());
     transpose_centroids(tables.centroids.data(), K, dsub, tables.transposed.data());
     const float* rows = x + static_cast<int64_t>(m) * dsub;
     uint16_t codes[kPqBlock];
