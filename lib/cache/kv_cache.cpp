@@ -3,6 +3,7 @@
 
 #include "kernels/ops.h"
 #include "lib/cache/attention.h"
+#include "lib/cache/coded_attention.h"
 #include "lib/cache/encoder.h"
 #include "lib/cache/kind_cache.h"
 #include "lib/core/error.h"
@@ -273,6 +274,8 @@ void KvCache::Impl::attend_codes(const Layer& layer, int head, int64_t begin, in
       return;
     }
   }
+  if (end <= std::min(layer.k.sealed(), layer.v.sealed()) && can_attend_coded(layer.k, layer.v))
+    return attend_coded(geometry, layer.k, layer.v, head, begin, end, q, state, acc);
   scratch.resize(static_cast<size_t>(2) * kDecodeTokens * d);
   float* rows_k = scratch.data();
   float* rows_v = rows_k + static_cast<int64_t>(kDecodeTokens) * d;

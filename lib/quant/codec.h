@@ -41,6 +41,14 @@ class CodeStore {
   virtual void decode(int head, int begin, int end, float* out) const = 0;
   virtual StoreBytes bytes() const = 0;
   virtual void clear() = 0;
+  /// Codes in a basis (pq_basis.h) can be attended to in its coordinates, `coded_rank()` of them,
+  /// without going back to rows of a head: q.x_t = to_coded(q).y_t, and a sum of values is
+  /// from_coded(sum of y_t). 0: not possible.
+  virtual int coded_rank() const { return 0; }
+  /// y [end - begin][coded_rank] of tokens [begin, end) for `head`, their mean included.
+  virtual void decode_coded(int /*head*/, int /*begin*/, int /*end*/, float* /*y*/) const {}
+  virtual void to_coded(int /*head*/, const float* /*rows*/, int /*n*/, float* /*y*/) const {}
+  virtual void from_coded(int /*head*/, const float* /*y*/, int /*n*/, float* /*rows*/) const {}
   /// The codes as attend_pq reads them, when this store is PQ in a fused layout; nullptr blocks
   /// otherwise. The centroids are written to `centroids` as f32. Valid until the next append.
   virtual PqSide pq_side(int /*head*/, AlignedVector<float>* /*centroids*/) const {

@@ -326,6 +326,26 @@ void ByteMatrix::expand(bool transposed, AlignedVector<float>* out) const {
       (*out)[transposed ? i * rank + j : j * w + i] = scale[j] * values[j * w + i];
 }
 
+void PqBasis::turn_mean(const KvGeometry& g, const KeyFrame& frame) {
+  constexpr int kLongest = 1024;
+  const int period = frame.type == KeyFrame::Type::kPreRope ? 1
+                     : frame.type == KeyFrame::Type::kBlock ? frame.block
+                                                            : kLongest + 1;
+  const auto w = mean.size(), rank = encode.scale.size();
+  if (mean.empty() || period > kLongest || rank != w) return;
+  AlignedVector<float> matrix;
+  encode.expand(false, &matrix);
+  coded_mean.resize(period * rank);
+  std::vector<float> turned(w), y(rank);
+  for (int f = 0; f < period; ++f) {
+    turned = mean;
+    g.rope.move(turned.data(), static_cast<int>(w) / g.head_dim, g.head_dim, f);
+    multiply_rows(turned.data(), 1, static_cast<int>(w), static_cast<int>(rank), matrix.data(),
+                  y.data());
+    ops().f32_to_f16(y.data(), coded_mean.data() + f * rank, rank);
+  }
+}
+
 AlignedVector<float> unit_rows(const CalibrationSet& data, KvKind kind, int layer, int unit,
                                int span, const KeyFrame& frame, int sinks, bool centre,
                                std::vector<float>* mean) {
@@ -377,6 +397,7 @@ PqBasis train_basis(const CalibrationSet& data, KvKind kind, int layer, int unit
   basis.encode = ByteMatrix::from(floats(axes.transpose() * metric.root), p.rank);
   if (p.metric != PqMetric::kNone)
     basis.decode = ByteMatrix::from(floats(axes.transpose() * metric.inverse), p.rank);
+  basis.turn_mean(data.geometry, frame);
   return basis;
 }
 

@@ -66,12 +66,18 @@ struct ByteMatrix {
 /// Map of one unit.
 struct PqBasis {
   std::vector<float> mean;  ///< [w] before RoPE, magnitude included; empty = not centred
+  /// E R(f) mean for every position f of a short frame, [period][rank] f16: what is subtracted from
+  /// and added to y; empty where the frame has no short period, the mean then stays outside.
+  AlignedVector<uint16_t> coded_mean;
   ByteMatrix encode;        ///< E
   ByteMatrix decode;        ///< D^T; empty where E is orthogonal and serves both
   const ByteMatrix& decoder() const { return decode.values.empty() ? encode : decode; }
   uint64_t bytes() const {
-    return mean.capacity() * sizeof(float) + encode.bytes() + decode.bytes();
+    return mean.capacity() * sizeof(float) + coded_mean.capacity() * sizeof(uint16_t) +
+           encode.bytes() + decode.bytes();
   }
+  /// Fills coded_mean where the frame is short and no axis was left out.
+  void turn_mean(const KvGeometry& geometry, const KeyFrame& frame);
 };
 
 /// Rows [n][w] of unit `unit` of a layer in `frame`, the mean of the frame removed where `centre`

@@ -68,16 +68,13 @@ struct Unit {
   std::vector<const uint8_t*> pointers;        ///< to the blocks, as kernels want them
 };
 
-/// Tables of one head as f32, made where they are used and not kept: a second copy of all tables
-/// would cost more memory than the codes of 2000 tokens.
-struct FloatTables {
-  AlignedVector<float> matrix, centroids, transposed;
-  const float* load_centroids(const PqBook& book) {
-    centroids.resize(book.size());
-    book.expand(0, book.shape.M, centroids.data());
-    return centroids.data();
-  }
-};
+/// Centroids as f32, made where they are used and not kept: a second copy of all tables would cost
+/// more memory than the codes of 2000 tokens.
+const float* expand_book(const PqBook& book, AlignedVector<float>* out) {
+  out->resize(book.size());
+  book.expand(0, book.shape.M, out->data());
+  return out->data();
+}
 
 class PqStore final : public CodeStore {
  public:
@@ -127,21 +124,48 @@ class PqStore final : public CodeStore {
 
   void decode(int head, int begin, int end, float* out) const override {
     const Unit& unit = units_[head / span_];
-    thread_local FloatTables tables;
-    const float* centroids = tables.load_centroids(*unit.book);
-    if (!unit.basis) return decode_rows(unit, centroids, begin, end, out);
-    unit.basis->decoder().expand(true, &tables.matrix);
-    const int first = head % span_ * d_;  // this head's rows of D
+    if (!unit.basis) {
+      thread_local AlignedVector<float> centroids;
+      return decode_rows(unit, expand_book(*unit.book, &centroids), begin, end, out);
+    }
     thread_local AlignedVector<float> rows;
     rows.resize(static_cast<size_t>(kDecodeRows) * rank_);
-    for (; begin < end; begin += kDecodeRows, out += kDecodeRows * d_) {
+    const float* mean = outside_mean(*unit.basis);
+    for (; begin < end; begin += kDecodeRows, out += static_cast<int64_t>(kDecodeRows) * d_) {
       const int n = std::min(end - begin, kDecodeRows);
-      decode_rows(unit, centroids, begin, begin + n, rows.data());
-      multiply_rows(rows.data(), n, rank_, d_, tables.matrix.data() + first * rank_, out);
-      if (unit.basis->mean.empty()) continue;
-      for (int t = 0; t < n; ++t)
-        add_mean(unit.basis->mean.data() + first, 1, begin + t, 1.0f, out + t * d_);
+      decode_coded(head, begin, begin + n, rows.data());
+      from_coded(head, rows.data(), n, out);
+      for (int t = 0; mean && t < n; ++t)
+        add_mean(mean + head % span_ * d_, 1, begin + t, 1.0f, out + t * d_);
     }
+  }
+
+  int coded_rank() const override {
+    return units_[0].basis && !outside_mean(*units_[0].basis) ? rank_ : 0;
+  }
+
+  void decode_coded(int head, int begin, int end, float* y) const override {
+    const Unit& unit = units_[head / span_];
+    thread_local AlignedVector<float> centroids;
+    decode_rows(unit, expand_book(*unit.book, &centroids), begin, end, y);
+    for (int t = begin; t < end; ++t)
+      add_coded_mean(*unit.basis, t, 1.0f, y + static_cast<int64_t>(t - begin) * rank_);
+  }
+
+  void to_coded(int head, const float* rows, int n, float* y) const override {
+    thread_local AlignedVector<float> matrix;
+    units_[head / span_].basis->decoder().expand(false, &matrix);
+    const float* own = matrix.data() + head % span_ * d_;  // this head's columns of D^T
+    for (int i = 0; i < n; ++i)
+      for (int j = 0; j < rank_; ++j)
+        y[i * rank_ + j] = ops().dot(rows + i * d_, own + static_cast<int64_t>(j) * width(), d_);
+  }
+
+  void from_coded(int head, const float* y, int n, float* rows) const override {
+    thread_local AlignedVector<float> matrix;
+    units_[head / span_].basis->decoder().expand(true, &matrix);
+    multiply_rows(y, n, rank_, d_, matrix.data() + static_cast<int64_t>(head % span_) * d_ * rank_,
+                  rows);
   }
 
   StoreBytes bytes() const override {
@@ -165,13 +189,11 @@ class PqStore final : public CodeStore {
   PqSide pq_side(int head, AlignedVector<float>* centroids) const override {
     const Unit& unit = units_[head / span_];
     if (unit.basis) return {0, 0, nullptr, nullptr};  // the kernel knows no basis yet
-    centroids->resize(unit.book->size());
-    unit.book->expand(0, shape_.M, centroids->data());
-    return {shape_.M, shape_.nbits, unit.pointers.data(), centroids->data()};
+    return {shape_.M, shape_.nbits, unit.pointers.data(), expand_book(*unit.book, centroids)};
   }
 
  private:
-  static constexpr int kDecodeRows = 16;  ///< rows turned at once; they stay in the L1 cache
+  static constexpr int kDecodeRows = 256;  ///< rows turned at once
 
   int width() const { return span_ * d_; }
 
@@ -190,6 +212,21 @@ class PqStore final : public CodeStore {
     for (int c = 0; c < n_heads * d_; ++c) out[c] += sign * turned[c];
   }
 
+  /// The mean where it cannot be added to y.
+  static const float* outside_mean(const PqBasis& basis) {
+    return basis.mean.empty() || !basis.coded_mean.empty() ? nullptr : basis.mean.data();
+  }
+
+  /// y [rank] += sign * E R(f) mean for the token at index t of this store.
+  void add_coded_mean(const PqBasis& basis, int64_t t, float sign, float* y) const {
+    if (basis.coded_mean.empty()) return;
+    thread_local AlignedVector<float> mean;
+    mean.resize(rank_);
+    const int64_t f = frame_.position(first_token_ + t);
+    ops().f16_to_f32(basis.coded_mean.data() + f * rank_, mean.data(), rank_);
+    for (int j = 0; j < rank_; ++j) y[j] += sign * mean[j];
+  }
+
   /// turned [n_units][n][rank] <- E (x - mean) for rows x [n][n_units][w].
   void turn_rows(const float* x, int n, float* turned) const {
     const auto n_units = static_cast<int64_t>(units_.size());
@@ -200,10 +237,11 @@ class PqStore final : public CodeStore {
         basis.encode.expand(false, &matrix);
         for (int64_t t = begin; t < end; ++t) {
           std::copy_n(x + (t * n_units + u) * width(), width(), row.data());
-          if (!basis.mean.empty())
-            add_mean(basis.mean.data(), span_, n_tokens_ + t, -1.0f, row.data());
-          multiply_rows(row.data(), 1, width(), rank_, matrix.data(),
-                        turned + (u * n + t) * rank_);
+          if (const float* mean = outside_mean(basis))
+            add_mean(mean, span_, n_tokens_ + t, -1.0f, row.data());
+          float* y = turned + (u * n + t) * rank_;
+          multiply_rows(row.data(), 1, width(), rank_, matrix.data(), y);
+          add_coded_mean(basis, n_tokens_ + t, -1.0f, y);
         }
       }
     });
@@ -227,18 +265,18 @@ class PqStore final : public CodeStore {
   void encode_subspace(const float* x, int64_t stride, int n, int u, int m) {
     const PqBook& book = *units_[u].book;
     const int K = shape_.K(), dsub = book.dsub;
-    thread_local FloatTables tables;
-    tables.centroids.resize(book.subspace());
-    tables.transposed.resize(book.subspace());
-    book.expand(m, 1, tables.centroids.data());
-    transpose_centroids(tables.centroids.data(), K, dsub, tables.transposed.data());
+    thread_local AlignedVector<float> centroids, transposed;
+    centroids.resize(book.subspace());
+    transposed.resize(book.subspace());
+    book.expand(m, 1, centroids.data());
+    transpose_centroids(centroids.data(), K, dsub, transposed.data());
     const float* rows = x + static_cast<int64_t>(m) * dsub;
     uint16_t codes[kPqBlock];
     for (int done = 0; done < n;) {
       const int t = n_tokens_ + done, at = t % kPqBlock;
       const int count = std::min(n - done, kPqBlock - at);
       ops().pq_encode(rows + done * stride, static_cast<size_t>(stride), count,
-                      tables.transposed.data(), K, dsub, codes);
+                      transposed.data(), K, dsub, codes);
       uint8_t* block = units_[u].blocks[t / kPqBlock].data();
       pack_run(block + m * pq_run_bytes(shape_.nbits), shape_.nbits, at, count, codes);
       done += count;
