@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Product quantization: a row of head_dim values is cut into M subvectors, each stored as the number
-// of its nearest centroid; M * nbits / head_dim bits per value and no metadata per token [PQ].
+// Product quantization: a row of head_dim values is cut into M subvectors, each stored as the
+// number of its nearest centroid; M * nbits / head_dim bits per value and no metadata per token
+// [PQ].
 //
 // frame=off is MILLION (arXiv 2504.03661): keys after RoPE, channels as they lie. The default keeps
 // keys in a short block frame (R(t mod 64) k instead of R(t) k, so that codebooks hold at any
@@ -125,8 +126,8 @@ class PqCodec final : public Codec {
                        [](const PqShape& s) { return !s.exact(); });
   }
   bool wants_gradients() const override {
-    return needs_training() && (params_.fisher_weights || auto_metric_ ||
-                                params_.basis.metric == PqMetric::kFisher);
+    return needs_training() &&
+           (params_.fisher_weights || auto_metric_ || params_.basis.metric == PqMetric::kFisher);
   }
 
   void train(const CalibrationSet& data, int sinks) override {
@@ -134,11 +135,11 @@ class PqCodec final : public Codec {
     if (!needs_training()) return;
     PqParams params = params_;
     if (auto_metric_)
-      params.basis.metric = !data.k_fisher.empty()           ? PqMetric::kFisher
+      params.basis.metric = !data.k_fisher.empty()       ? PqMetric::kFisher
                             : id_.kind() == KvKind::kKey ? PqMetric::kQuery
                                                          : PqMetric::kNone;
-    tables_ = std::make_shared<const PqTables>(
-        train_tables(data, id_.kind(), frame_, sinks, params));
+    tables_ =
+        std::make_shared<const PqTables>(train_tables(data, id_.kind(), frame_, sinks, params));
   }
 
   TensorBag save() const override;

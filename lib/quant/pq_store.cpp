@@ -202,8 +202,7 @@ class PqStore final : public CodeStore {
           std::copy_n(x + (t * n_units + u) * width(), width(), row.data());
           if (!basis.mean.empty())
             add_mean(basis.mean.data(), span_, n_tokens_ + t, -1.0f, row.data());
-          multiply_rows(row.data(), 1, width(), rank_, matrix.data(),
-                        turned + (u * n + t) * rank_);
+          multiply_rows(row.data(), 1, width(), rank_, matrix.data(), turned + (u * n + t) * rank_);
         }
       }
     });
