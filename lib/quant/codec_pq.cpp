@@ -74,16 +74,15 @@ LayerRun parse_layer_run(std::string_view item) {
 std::vector<PqShape> parse_layers(const std::string& text, const PqShape& every, int n_layers) {
   if (text == "all") return std::vector<PqShape>(n_layers, every);
   std::vector<PqShape> shapes;
-  std::string_view rest = text;
-  while (!rest.empty()) {
-    const size_t plus = rest.find('+');
-    const LayerRun run = parse_layer_run(rest.substr(0, plus));
-    rest = plus == std::string_view::npos ? std::string_view() : rest.substr(plus + 1);
-    if (run.count <= n_layers) shapes.insert(shapes.end(), run.count, run.shape);
+  int64_t n = 0;
+  for (size_t begin = 0, plus = 0; plus != std::string::npos; begin = plus + 1) {
+    plus = text.find('+', begin);
+    const LayerRun run = parse_layer_run(std::string_view(text).substr(begin, plus - begin));
+    n += run.count;
+    if (n <= n_layers) shapes.insert(shapes.end(), run.count, run.shape);
   }
-  MILLION_REQUIRE(static_cast<int>(shapes.size()) == n_layers, ErrorCode::kUsage,
-                  "codec pq: layers={}: {} layers, the model has {}", text, shapes.size(),
-                  n_layers);
+  MILLION_REQUIRE(n == n_layers, ErrorCode::kUsage,
+                  "codec pq: layers={}: {} layers, the model has {}", text, n, n_layers);
   return shapes;
 }
 
@@ -109,8 +108,8 @@ class PqCodec final : public Codec {
     MILLION_REQUIRE(same || params_.scope != CodebookScope::kModel, ErrorCode::kUsage,
                     "codec pq: layers of different shape need scope=layer or scope=head");
     params_.fisher_weights = options.word("weights", "none|fisher") == "fisher";
-    MILLION_REQUIRE(!params_.fisher_weights ||
-                        (params_.basis.identity() && frame_.type == KeyFrame::Type::kPreRope),
+    MILLION_REQUIRE(!params_.fisher_weights || (params_.basis.identity() && !auto_metric_ &&
+                                                frame_.type == KeyFrame::Type::kPreRope),
                     ErrorCode::kUsage,
                     "codec pq: weights=fisher needs frame=pre,rotate=none,centre=0,metric=none: "
                     "gradients are known per channel");
