@@ -143,9 +143,11 @@ std::vector<double> sensitivity(std::shared_ptr<const Model> model, const Method
   const auto path = folder / fmt::format("sensitivity-{}.json", sha256_of(id.dump()).substr(0, 16));
   if (!folder.empty() && std::filesystem::exists(path)) {
     const Json kept = Json::parse(read_file(path), nullptr, false);
-    if (kept.is_object() && kept.value("id", Json()) == id && kept["kl"].is_array() &&
-        kept["kl"].size() == static_cast<size_t>(2 * model->config.n_layers))
-      return kept["kl"].get<std::vector<double>>();
+    const Json kl =
+        kept.is_object() && kept.value("id", Json()) == id ? kept.value("kl", Json()) : Json();
+    if (kl.is_array() && kl.size() == static_cast<size_t>(2 * model->config.n_layers) &&
+        std::all_of(kl.begin(), kl.end(), [](const Json& x) { return x.is_number(); }))
+      return kl.get<std::vector<double>>();
   }
   const std::vector<double> kl = measure_layers(model, method, calibration, decoder);
   if (!folder.empty()) {
