@@ -261,7 +261,9 @@ AlignedVector<int8_t> load_bytes(const TensorBag& bag, const std::string& name,
                                  std::vector<float>* scale) {
   AlignedVector<int8_t> values;
   *scale = require_tensor(bag, name + "_scale", {n_scales}).data;
-  for (const float x : require_tensor(bag, name, shape).data) {
+  const std::vector<float>& numbers = require_tensor(bag, name, shape).data;
+  values.reserve(numbers.size());  // what is allocated is counted
+  for (const float x : numbers) {
     MILLION_REQUIRE(x >= -127.0f && x <= 127.0f && x == std::nearbyint(x), ErrorCode::kBadInput,
                     "codebook: tensor '{}' holds {}, expected whole numbers from -127 to 127; "
                     "train the codebooks again",
