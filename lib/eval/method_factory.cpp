@@ -114,7 +114,7 @@ Method MethodFactory::make(const MethodSpec& spec, int use_context) {
     spdlog::warn(
         "{}: keys after RoPE were calibrated up to position {} and are used at context {}; "
         "positions beyond it fall outside the codebooks (use --calib-context {}, "
-        "--calib-positions {} or rope=pre)",
+        "--calib-positions {}, or keys in another frame: frame=64 or rope=pre)",
         spec.key_codec, plan_.covered(), use_context, use_context, use_context);
   return method;
 }
