@@ -41,16 +41,17 @@ std::vector<std::vector<std::string>> families(const std::string& name) {
             rising(2, 8, "uniform:bits={},axis=channel,group=0,rope=pre"),
             {"uniform:bits=5,axis=channel,group=0,symmetric=1"}};
   if (name == "pq")
-    return {rising(1, 8, "pq:M=32,nbits={},frame=off,iters=4"),
-            rising(1, 8, "pq:M=32,nbits={},iters=4,metric=q"),
-            rising(7, 11, "pq:M=16,nbits={},scope=model,iters=2,frame=pre,rotate=none,centre=0"),
-            {"pq:M=8,nbits=6,scope=layer,iters=4,rotate=perm,metric=none",
-             "pq:M=64,nbits=6,scope=layer,iters=4,rotate=pca,metric=none"},
-            {"pq:M=1,nbits=8,iters=2,rotate=hadamard,frame=off"},
-            {"pq:M=12,nbits=6,rank=48,iters=2,frame=32", "pq:M=24,nbits=8,rank=48,iters=2,frame=32"},
-            {"pq:M=16,nbits=6,iters=2,rotate=pairs,pairs=4,span=1"},
-            {"pq:M=16,nbits=5,iters=2,rotate=opq,rows=600"},
-            {"pq:M=4,nbits=12,scope=model,iters=1,rows=5000,frame=off,seed=7"}};
+    return {
+        rising(1, 8, "pq:M=32,nbits={},frame=off,iters=4"),
+        rising(1, 8, "pq:M=32,nbits={},iters=4,metric=q"),
+        rising(7, 11, "pq:M=16,nbits={},scope=model,iters=2,frame=pre,rotate=none,centre=0"),
+        {"pq:M=8,nbits=6,scope=layer,iters=4,rotate=perm,metric=none",
+         "pq:M=64,nbits=6,scope=layer,iters=4,rotate=pca,metric=none"},
+        {"pq:M=1,nbits=8,iters=2,rotate=hadamard,frame=off"},
+        {"pq:M=12,nbits=6,rank=48,iters=2,frame=32", "pq:M=24,nbits=8,rank=48,iters=2,frame=32"},
+        {"pq:M=16,nbits=6,iters=2,rotate=pairs,pairs=4,span=1"},
+        {"pq:M=16,nbits=5,iters=2,rotate=opq,rows=600"},
+        {"pq:M=4,nbits=12,scope=model,iters=1,rows=5000,frame=off,seed=7"}};
   if (name == "kvquant")
     return {rising(1, 8, "kvquant:bits={}"), rising(2, 8, "kvquant:bits={},outliers=0,qnorm=0"),
             rising(1, 8, "kvquant:bits={},outliers=0.05,qnorm=1")};

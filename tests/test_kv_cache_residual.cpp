@@ -159,7 +159,7 @@ std::vector<Case> decode_cases() {
       {"uniform:bits=2,axis=channel,group=48,sinks=4 | kivi:bits=2,group=32,residual=32",
        sealed(192), slide(32)},
       {"quanto:bits=2,residual=32 | uniform:bits=2,axis=channel,group=50", flush(32), sealed(1600)},
-      {"pq:M=32,nbits=4,rope=pre,sinks=2 | kivi:bits=2,group=32,residual=64", sealed(64),
+      {"pq:M=32,nbits=4,frame=pre,sinks=2 | kivi:bits=2,group=32,residual=64", sealed(64),
        slide(64)},
       {"fp16 | kivi:bits=2,group=32,residual=64", sealed(64), slide(64)},
   };

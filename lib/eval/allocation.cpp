@@ -49,8 +49,8 @@ struct Shape {
 /// Shapes by rising bits.
 std::vector<Shape> candidate_shapes(int head_dim) {
   std::vector<Shape> shapes;
-  for (const auto& [part, nbits] : {std::pair{8, 6}, {8, 8}, {4, 6}, {4, 7}, {4, 8}, {2, 5}, {2, 6},
-                                    {2, 7}, {2, 8}})
+  for (const auto& [part, nbits] :
+       {std::pair{8, 6}, {8, 8}, {4, 6}, {4, 7}, {4, 8}, {2, 5}, {2, 6}, {2, 7}, {2, 8}})
     if (head_dim % part == 0)
       shapes.push_back(
           {head_dim / part, nbits, static_cast<double>(head_dim / part) * nbits / head_dim});
@@ -95,8 +95,8 @@ std::string layers_text(const std::vector<Shape>& layers) {
   for (size_t i = 0; i < layers.size();) {
     size_t end = i;
     while (end < layers.size() && layers[end].bits == layers[i].bits) ++end;
-    text += fmt::format("{}{}x{}*{}", text.empty() ? "" : "+", layers[i].M, layers[i].nbits,
-                        end - i);
+    text +=
+        fmt::format("{}{}x{}*{}", text.empty() ? "" : "+", layers[i].M, layers[i].nbits, end - i);
     i = end;
   }
   return text;
@@ -140,13 +140,14 @@ std::vector<double> sensitivity(std::shared_ptr<const Model> model, const Method
                    {"method", method.spec.to_string()},
                    {"calibration", to_json(method.calibration)},
                    {"model_sha256", model->sha256}};
-  const auto path =
-      folder / fmt::format("sensitivity-{}.json", sha256_of(id.dump()).substr(0, 16));
+  const auto path = folder / fmt::format("sensitivity-{}.json", sha256_of(id.dump()).substr(0, 16));
   if (!folder.empty() && std::filesystem::exists(path)) {
     const Json kept = Json::parse(read_file(path), nullptr, false);
-    if (kept.is_object() && kept.value("id", Json()) == id && kept["kl"].is_array() &&
-        kept["kl"].size() == static_cast<size_t>(2 * model->config.n_layers))
-      return kept["kl"].get<std::vector<double>>();
+    const Json kl =
+        kept.is_object() && kept.value("id", Json()) == id ? kept.value("kl", Json()) : Json();
+    if (kl.is_array() && kl.size() == static_cast<size_t>(2 * model->config.n_layers) &&
+        std::all_of(kl.begin(), kl.end(), [](const Json& x) { return x.is_number(); }))
+      return kl.get<std::vector<double>>();
   }
   const std::vector<double> kl = measure_layers(model, method, calibration, decoder);
   if (!folder.empty()) {

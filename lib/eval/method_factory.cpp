@@ -3,6 +3,7 @@
 
 #include "lib/core/error.h"
 #include "lib/core/files.h"
+#include "lib/quant/codec_identity.h"
 #include "lib/results/tensor_file.h"
 
 #include <spdlog/spdlog.h>
@@ -16,6 +17,16 @@ namespace {
 
 /// Raised when training changes, so that codebook files of older builds are trained again.
 constexpr int kCodebookVersion = 3;
+
+/// The name of a file holds a hash of the model, but files are copied and renamed; codebooks of
+/// another model of the same shape would load and only score badly.
+void require_model(const TensorBag& bag, const Model& model, const std::filesystem::path& path) {
+  const std::string got = calibration_info(bag).model_sha256;
+  MILLION_REQUIRE(got == model.sha256, ErrorCode::kBadInput,
+                  "{}: codebooks of the model with SHA-256 {}, expected {}; delete the file to "
+                  "train again",
+                  path.string(), got, model.sha256);
+}
 
 }  // namespace
 
@@ -69,7 +80,9 @@ std::shared_ptr<const Codec> MethodFactory::codec(const std::string& spec, KvKin
   const bool keep = !codebooks_.empty();
   const auto path = keep ? file_of(*codec, kind, sinks) : std::filesystem::path();
   if (keep && std::filesystem::exists(path)) {
-    codec->load(load_tensors(path));
+    const TensorBag bag = load_tensors(path);
+    codec->load(bag);
+    require_model(bag, *model_, path);
     return codec;
   }
   const CalibrationSet& data = calibration(codec->wants_gradients());
@@ -101,7 +114,7 @@ Method MethodFactory::make(const MethodSpec& spec, int use_context) {
     spdlog::warn(
         "{}: keys after RoPE were calibrated up to position {} and are used at context {}; "
         "positions beyond it fall outside the codebooks (use --calib-context {}, "
-        "--calib-positions {} or rope=pre)",
+        "--calib-positions {}, or keys in another frame: frame=64 or rope=pre)",
         spec.key_codec, plan_.covered(), use_context, use_context, use_context);
   return method;
 }

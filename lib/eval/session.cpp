@@ -35,7 +35,8 @@ std::vector<double> kl_by_position(const std::vector<double>& kl, int context) {
     sum[part] += kl[i];
     ++n[part];
   }
-  for (int p = 0; p < kPositionParts; ++p) sum[p] /= std::max<double>(1.0, static_cast<double>(n[p]));
+  for (int p = 0; p < kPositionParts; ++p)
+    sum[p] /= std::max<double>(1.0, static_cast<double>(n[p]));
   return sum;
 }
 
@@ -198,7 +199,8 @@ void EvalSession::add_scores(RunRecord& record, const Evaluation& e) const {
   record.series["kl_by_position"] = kl_by_position(s.kl, plan_.evaluation.windows.context);
   record.bits = {{"nominal", e.bits_nominal}, {"cache", e.bits_cache}, {"total", e.bits_total}};
   for (const int64_t length : kReportLengths)
-    record.bits["at"][std::to_string(length)] = bits_at(record, e.bytes, length, model_->config.geometry());
+    record.bits["at"][std::to_string(length)] =
+        bits_at(record, e.bytes, length, model_->config.geometry());
   record.bytes = {{"codes", e.bytes.codes},       {"scales", e.bytes.scales},
                   {"outliers", e.bytes.outliers}, {"sinks", e.bytes.sinks},
                   {"window", e.bytes.window},     {"shared", e.bytes.shared}};

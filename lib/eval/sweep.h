@@ -20,8 +20,9 @@ struct PqGrid {
 /// divide head_dim are an Error(kUsage); so is an empty axis.
 std::vector<std::string> grid_methods(const PqGrid& grid, int head_dim);
 
-/// A sweep file (TOML). Keys: context, contexts, windows, budgets, calib_tokens, calib_context, protocol, compute
-/// (all optional, flags win), methods = [text...], and [pq] M, nbits, scope, sinks, window.
+/// A sweep file (TOML). Keys: context, contexts, windows, budgets, calib_tokens, calib_context,
+/// protocol, compute (all optional, flags win), methods = [text...], and [pq] M, nbits, scope,
+/// sinks, window.
 struct SweepConfig {
   int context = 0, windows = -1, calib_tokens = 0, calib_context = -1;  ///< unset values
   std::vector<int> contexts;  ///< further window lengths, each with as many tokens as `context` has
@@ -45,9 +46,9 @@ struct SweepOutcome {
 SweepOutcome run_sweep(EvalSession& session, const std::vector<MethodSpec>& methods,
                        RecordFile& file, bool force);
 
-/// Marks "pareto": true in rows that no other ok row of the same protocol, context and text beats in
-/// both bits (bits.cache) and KL, and "pareto_at": {"8192": ...} the same with codebooks counted at
-/// each length of bits.at.
+/// Marks "pareto": true in rows that no other ok row of the same protocol, context and text beats
+/// in both bits (bits.cache) and KL, and "pareto_at": {"8192": ...} the same with codebooks counted
+/// at each length of bits.at.
 void mark_pareto(std::vector<Json>& rows);
 
 }  // namespace million

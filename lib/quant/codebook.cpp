@@ -94,7 +94,7 @@ std::vector<int64_t> usable_rows(const CalibrationSet& data, int sinks, bool wit
 /// Training rows of one codebook in the codes' coordinates, and the gradients of the same values.
 struct TrainRows {
   int64_t n = 0;
-  AlignedVector<float> x;  ///< [n][rank]
+  AlignedVector<float> x;          ///< [n][rank]
   AlignedVector<float> gradient2;  ///< [n][w], or empty
 };
 
@@ -214,8 +214,9 @@ void transpose(const float* __restrict centroids, int K, int dsub, float* __rest
 }  // namespace
 
 int n_codebooks(CodebookScope scope, int n_layers, int units) {
-  return scope == CodebookScope::kModel ? 1 : scope == CodebookScope::kLayer ? n_layers
-                                                                             : n_layers * units;
+  return scope == CodebookScope::kModel   ? 1
+         : scope == CodebookScope::kLayer ? n_layers
+                                          : n_layers * units;
 }
 
 int codebook_index(CodebookScope scope, int units, int layer, int unit) {
@@ -225,8 +226,9 @@ int codebook_index(CodebookScope scope, int units, int layer, int unit) {
 }
 
 int codebook_layer(CodebookScope scope, int units, int index) {
-  return scope == CodebookScope::kModel ? 0 : scope == CodebookScope::kLayer ? index
-                                                                             : index / units;
+  return scope == CodebookScope::kModel   ? 0
+         : scope == CodebookScope::kLayer ? index
+                                          : index / units;
 }
 
 std::string codebook_name(CodebookScope scope, int units, int span, int index) {
@@ -281,8 +283,7 @@ PqTables train_tables(const CalibrationSet& data, KvKind kind, const KeyFrame& f
                   "gradient windows");
   TrainJob job{data, kind, frame, sinks, params, usable_rows(data, sinks, params.fisher_weights)};
   const int n_books = job.n_books();
-  const int64_t n_streams =
-      static_cast<int64_t>(data.geometry.n_layers) * job.units() / n_books;
+  const int64_t n_streams = static_cast<int64_t>(data.geometry.n_layers) * job.units() / n_books;
   const int64_t rows = job.rows(n_streams);
   int64_t K = 1;
   for (const PqShape& shape : params.layers)

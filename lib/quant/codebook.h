@@ -57,14 +57,14 @@ struct PqBook {
 
 /// Everything of one kind that the whole model shares.
 struct PqTables {
-  std::vector<PqBook> books;   ///< [n_codebooks]; no centroids where the layer is exact
-  std::vector<PqBasis> bases;  ///< [n_layers * units of a layer], or empty: rows as they are
+  std::vector<PqBook> books;          ///< [n_codebooks]; no centroids where the layer is exact
+  std::vector<PqBasis> bases;         ///< [n_layers * units of a layer], or empty: rows as they are
   PqMetric metric = PqMetric::kNone;  ///< of the bases
   uint64_t bytes() const;
 };
 
-/// Number of codebooks that `scope` asks for with `units` units of heads in a layer, and the one that
-/// a layer and unit use.
+/// Number of codebooks that `scope` asks for with `units` units of heads in a layer, and the one
+/// that a layer and unit use.
 int n_codebooks(CodebookScope scope, int n_layers, int units);
 int codebook_index(CodebookScope scope, int units, int layer, int unit);
 /// First layer of a codebook: all its layers have the same shape.

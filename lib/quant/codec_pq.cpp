@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Product quantization: a row of head_dim values is cut into M subvectors, each stored as the number
-// of its nearest centroid; M * nbits / head_dim bits per value and no metadata per token [PQ].
+// Product quantization: a row of head_dim values is cut into M subvectors, each stored as the
+// number of its nearest centroid; M * nbits / head_dim bits per value and no metadata per token
+// [PQ].
 //
 // frame=off is MILLION (arXiv 2504.03661): keys after RoPE, channels as they lie. The default keeps
 // keys in a short block frame (R(t mod 64) k instead of R(t) k, so that codebooks hold at any
@@ -73,16 +74,15 @@ LayerRun parse_layer_run(std::string_view item) {
 std::vector<PqShape> parse_layers(const std::string& text, const PqShape& every, int n_layers) {
   if (text == "all") return std::vector<PqShape>(n_layers, every);
   std::vector<PqShape> shapes;
-  std::string_view rest = text;
-  while (!rest.empty()) {
-    const size_t plus = rest.find('+');
-    const LayerRun run = parse_layer_run(rest.substr(0, plus));
-    rest = plus == std::string_view::npos ? std::string_view() : rest.substr(plus + 1);
-    if (run.count <= n_layers) shapes.insert(shapes.end(), run.count, run.shape);
+  int64_t n = 0;
+  for (size_t begin = 0, plus = 0; plus != std::string::npos; begin = plus + 1) {
+    plus = text.find('+', begin);
+    const LayerRun run = parse_layer_run(std::string_view(text).substr(begin, plus - begin));
+    n += run.count;
+    if (n <= n_layers) shapes.insert(shapes.end(), run.count, run.shape);
   }
-  MILLION_REQUIRE(static_cast<int>(shapes.size()) == n_layers, ErrorCode::kUsage,
-                  "codec pq: layers={}: {} layers, the model has {}", text, shapes.size(),
-                  n_layers);
+  MILLION_REQUIRE(n == n_layers, ErrorCode::kUsage,
+                  "codec pq: layers={}: {} layers, the model has {}", text, n, n_layers);
   return shapes;
 }
 
@@ -108,8 +108,8 @@ class PqCodec final : public Codec {
     MILLION_REQUIRE(same || params_.scope != CodebookScope::kModel, ErrorCode::kUsage,
                     "codec pq: layers of different shape need scope=layer or scope=head");
     params_.fisher_weights = options.word("weights", "none|fisher") == "fisher";
-    MILLION_REQUIRE(!params_.fisher_weights ||
-                        (params_.basis.identity() && frame_.type == KeyFrame::Type::kPreRope),
+    MILLION_REQUIRE(!params_.fisher_weights || (params_.basis.identity() && !auto_metric_ &&
+                                                frame_.type == KeyFrame::Type::kPreRope),
                     ErrorCode::kUsage,
                     "codec pq: weights=fisher needs frame=pre,rotate=none,centre=0,metric=none: "
                     "gradients are known per channel");
@@ -125,8 +125,8 @@ class PqCodec final : public Codec {
                        [](const PqShape& s) { return !s.exact(); });
   }
   bool wants_gradients() const override {
-    return needs_training() && (params_.fisher_weights || auto_metric_ ||
-                                params_.basis.metric == PqMetric::kFisher);
+    return needs_training() &&
+           (params_.fisher_weights || auto_metric_ || params_.basis.metric == PqMetric::kFisher);
   }
 
   void train(const CalibrationSet& data, int sinks) override {
@@ -134,11 +134,11 @@ class PqCodec final : public Codec {
     if (!needs_training()) return;
     PqParams params = params_;
     if (auto_metric_)
-      params.basis.metric = !data.k_fisher.empty()           ? PqMetric::kFisher
+      params.basis.metric = !data.k_fisher.empty()       ? PqMetric::kFisher
                             : id_.kind() == KvKind::kKey ? PqMetric::kQuery
                                                          : PqMetric::kNone;
-    tables_ = std::make_shared<const PqTables>(
-        train_tables(data, id_.kind(), frame_, sinks, params));
+    tables_ =
+        std::make_shared<const PqTables>(train_tables(data, id_.kind(), frame_, sinks, params));
   }
 
   TensorBag save() const override;
@@ -262,7 +262,7 @@ AlignedVector<int8_t> load_bytes(const TensorBag& bag, const std::string& name,
   AlignedVector<int8_t> values;
   *scale = require_tensor(bag, name + "_scale", {n_scales}).data;
   const std::vector<float>& numbers = require_tensor(bag, name, shape).data;
-  values.reserve(numbers.size());
+  values.reserve(numbers.size());  // what is allocated is counted
   for (const float x : numbers) {
     MILLION_REQUIRE(x >= -127.0f && x <= 127.0f && x == std::nearbyint(x), ErrorCode::kBadInput,
                     "codebook: tensor '{}' holds {}, expected whole numbers from -127 to 127; "

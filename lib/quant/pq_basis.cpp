@@ -42,8 +42,7 @@ std::vector<std::vector<int>> rope_pairs(const KvGeometry& g, int span) {
     for (int h = 0; h < span; ++h)
       for (const int c : channels) pairs.back().push_back(h * g.head_dim + c);
   };
-  for (int i = 0; i < n; ++i)
-    add(adjacent ? std::vector{2 * i, 2 * i + 1} : std::vector{i, i + n});
+  for (int i = 0; i < n; ++i) add(adjacent ? std::vector{2 * i, 2 * i + 1} : std::vector{i, i + n});
   for (int c = 2 * n; c < g.head_dim; ++c) add({c});
   return pairs;
 }
@@ -253,7 +252,8 @@ Matrix choose_axes(const Matrix& x, const KvGeometry& g, const PqBasisParams& p,
 void quantize_rows(AlignedVector<float>& y, int64_t n, const PqBasisParams& p,
                    AlignedVector<float>& books, bool first) {
   const int dsub = p.rank / p.M, K = 1 << p.nbits;
-  AlignedVector<float> part(static_cast<size_t>(n) * dsub), transposed(static_cast<size_t>(K) * dsub);
+  AlignedVector<float> part(static_cast<size_t>(n) * dsub),
+      transposed(static_cast<size_t>(K) * dsub);
   std::vector<uint16_t> codes(n);
   for (int m = 0; m < p.M; ++m) {
     for (int64_t i = 0; i < n; ++i)
@@ -379,8 +379,7 @@ PqBasis train_basis(const CalibrationSet& data, KvKind kind, int layer, int unit
                     const KeyFrame& frame, int sinks, const PqBasisParams& p) {
   const int w = p.span * data.geometry.head_dim;
   PqBasis basis;
-  const auto rows =
-      unit_rows(data, kind, layer, unit, p.span, frame, sinks, p.centre, &basis.mean);
+  const auto rows = unit_rows(data, kind, layer, unit, p.span, frame, sinks, p.centre, &basis.mean);
   const int64_t n = static_cast<int64_t>(rows.size()) / w;
   MILLION_REQUIRE(n > p.rank, ErrorCode::kBadInput,
                   "pq: a basis of rank {} has {} calibration rows beyond the sinks, needs at least "

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-// The coordinates in which rows are cut into subvectors. `span` neighbouring KV heads of a layer form
-// a unit whose rows x [w], w = span * head_dim, are coded together by an affine map
+// The coordinates in which rows are cut into subvectors. `span` neighbouring KV heads of a layer
+// form a unit whose rows x [w], w = span * head_dim, are coded together by an affine map
 //
 //   y = E (x - R(f) mean)        x = D y + R(f) mean,   E [rank][w], D [w][rank], E D = 1
 //
 // with f the position of the key's frame. E first applies a metric (how much an error in a
 // direction costs), then turns and deals the axes so that every subspace has an equal share of the
-// variance. Scores and outputs need D only: q.x = (D^T q).y + q.R(f) mean, for each head the rows of
-// D that are its own. Heads of one layer are projections of one hidden state, so a unit of several
-// heads has far fewer directions of large variance than its heads have apart.
+// variance. Scores and outputs need D only: q.x = (D^T q).y + q.R(f) mean, for each head the rows
+// of D that are its own. Heads of one layer are projections of one hidden state, so a unit of
+// several heads has far fewer directions of large variance than its heads have apart.
 #pragma once
 
 #include "lib/core/tensor.h"

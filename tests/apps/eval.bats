@@ -125,3 +125,42 @@ sweep() {
   [ "$status" = 5 ]
   [ "$(field rows.jsonl 'sorted(r["status"] for r in rows)')" = "['failed', 'ok']" ]
 }
+
+@test "a sweep over several contexts: rows of each, nothing twice, all of them listed" {
+  printf 'context = 128\ncontexts = [64, 128]\nwindows = 1\nmethods = ["fp16", "q4_0"]\n' >two.toml
+  contexts() { "$bin/pq-sweep" "$model" --text eval.txt --no-distortion -q --sweep two.toml \
+    --out rows.jsonl "$@"; }
+  run contexts --dry-run
+  [ "$status" = 0 ]
+  for length in 64 128; do
+    [ "$(grep -c "^q4_0.* at $length\$" <<<"$output")" = 1 ]
+  done
+  [[ "$output" == *"4 cells, 4 left"* ]]
+  contexts --markdown table.md
+  cells='sorted((r["config"]["context"], r["config"]["windows"]) for r in rows)'
+  [ "$(field rows.jsonl "$cells")" = "[(64, 2), (64, 2), (128, 1), (128, 1)]" ]
+  cp rows.jsonl before.jsonl
+  contexts --markdown again.md
+  cmp rows.jsonl before.jsonl
+  cmp table.md again.md
+  run contexts --dry-run
+  [[ "$output" == *"4 cells, 0 left"* ]]
+}
+
+@test "codebooks of another model under the right name are refused with both hashes" {
+  codebooks() { small kv-eval --codec pq:M=16,nbits=4,frame=off,sinks=4 --calib-text calib.txt \
+    --calib-tokens 256 --codebooks books --json - "$@"; }
+  codebooks >first.jsonl
+  "$python" - <<'PY'
+import glob, h5py, json
+for path in glob.glob("books/*.h5"):
+    with h5py.File(path, "r+") as file:
+        attributes = file.attrs["attributes"]
+        whole = json.loads(attributes)
+        whole["calibration"]["model_sha256"] = "0123abcd"
+        del file.attrs["attributes"]
+        file.attrs["attributes"] = type(attributes)(json.dumps(whole))
+PY
+  hash=$(field first.jsonl 'rows[0]["inputs"]["model_sha256"]')
+  fails_with 3 "SHA-256 0123abcd, expected $hash" codebooks
+}
