@@ -19,6 +19,7 @@ import math
 import os
 
 import common
+import methods
 
 
 class Verdict:
@@ -49,14 +50,14 @@ def describe(check):
 def find(records, method, where=None):
     """The record of a method text (see the module's head), or None. `where` holds config values
     that must match too."""
-    family, options = common.parse_method(method)
+    family, options = methods.parse_method(method)
     fitting = []
     for record in records:
         if record.get("status") != "ok" or ("|" in record["method"]) != ("|" in method):
             continue
         if any(record.get("config", {}).get(k) != v for k, v in (where or {}).items()):
             continue
-        name, got = common.parse_method(record["method"])
+        name, got = methods.parse_method(record["method"])
         if name == family and all(got.get(k) == v for k, v in options.items()):
             fitting.append((len(got), record))
     return min(fitting, key=lambda item: item[0])[1] if fitting else None

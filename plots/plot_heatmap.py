@@ -11,6 +11,7 @@ import argparse
 import collections
 
 import common
+import methods
 import numpy as np
 from common import plt
 from matplotlib.colors import LogNorm
@@ -18,7 +19,7 @@ from matplotlib.colors import LogNorm
 
 def panel_key(method):
     """Everything of a PQ method but M and nbits, as text; None for other methods."""
-    name, options = common.parse_method(method)
+    name, options = methods.parse_method(method)
     if name != "pq" or "M" not in options:
         return None
     rest = {k: v for k, v in options.items() if k not in ("M", "nbits")}
@@ -31,7 +32,7 @@ def collect(records, metric):
         key, (value, _) = panel_key(record["method"]), common.metric(record, metric)
         if key is None or value is None or value <= 0:
             continue
-        options = common.parse_method(record["method"])[1]
+        options = methods.parse_method(record["method"])[1]
         group = (key,) + common.protocol_of(record)[:2]
         panels[group][int(options["M"]), int(options.get("nbits", 8))] = (
             value, common.measured_bits(record))
