@@ -12,7 +12,8 @@ experiments/*/expected.json holds
   published  numbers of others, shown beside ours and never judged
 
 A method is named by its codec and any options; the record that has all of them and the fewest
-others is meant. "where" holds values of the record's configuration that must match too. An order that holds by less than one standard error says so.
+others is meant. "where" holds values that must match too: of the record's configuration, or at a
+dotted path of the record ("inputs.text"); "reference_where" the same for the reference of a ratio. An order that holds by less than one standard error says so.
 """
 
 import json
@@ -65,14 +66,22 @@ def fit(text, method):
     return extra
 
 
+def holds(record, where):
+    """Whether the record has these values: of its configuration, or at a dotted path of it."""
+    for path, wanted in (where or {}).items():
+        value = record if "." in path else record.get("config", {})
+        for part in path.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        if value != wanted:
+            return False
+    return True
+
+
 def find(records, method, where=None):
-    """The record of a method text (see the module's head), or None. `where` holds config values
-    that must match too."""
+    """The record of a method text (see the module's head), or None."""
     fitting = []
     for record in records:
-        if record.get("status") != "ok":
-            continue
-        if any(record.get("config", {}).get(k) != v for k, v in (where or {}).items()):
+        if record.get("status") != "ok" or not holds(record, where):
             continue
         extra = fit(record["method"], method)
         if extra is not None:
@@ -126,7 +135,7 @@ def judge_number(check, records):
     got = f"{value:.4g}" + (f" ± {error:.2g}" if error else "")
     if check["type"] == "range":
         return check.get("low", -math.inf) <= value <= check.get("high", math.inf), got
-    other = find(records, check["reference"], check.get("where"))
+    other = find(records, check["reference"], check.get("reference_where", check.get("where")))
     base = number(other, check["metric"])[0] if other else None
     if not base:
         return None, f"no row with {check['metric']} for {check['reference']}"

@@ -18,8 +18,8 @@ from common import plt
 from matplotlib.ticker import FixedLocator, NullFormatter
 
 LENGTHS = ((2048, "2K"), (8192, "8K"), (32768, "32K"), (131072, "128K"))
-BITS = (0.9, 10)
-TICKS = (1, 1.5, 2, 3, 4, 6, 8)
+BITS = (0.9, 16.5)
+TICKS = (1, 1.5, 2, 3, 4, 6, 8, 12, 16)
 NO_DIVERGENCE = 1e-6  # KL of a cache that is exact up to rounding
 
 
