@@ -4,9 +4,9 @@
 
 Usage: code_text.py WHEEL OUT_DIR
 The modules in folders named tests are dealt to the two texts in turn, in sorted order of their
-names, each whole and under a comment with its name, until both texts have PART_BYTES. Tests are code
-nearly without prose; the other modules are docstrings for the most part. Left out are files below
-MIN_BYTES. Equal wheels give equal bytes.
+names, each whole and under a comment with its name, until both texts have PART_BYTES. Tests are
+code nearly without prose; the other modules are docstrings for the most part. Left out are files
+below MIN_BYTES. Equal wheels give equal bytes.
 """
 
 import os

@@ -158,7 +158,10 @@ fetch_code() {
 }
 
 fetch_text() {
-  if all_good SHA256SUMS "${text_files[@]}"; then say "${text_files[*]} are there and verified"; return 0; fi
+  if all_good SHA256SUMS "${text_files[@]}"; then
+    say "${text_files[*]} are there and verified"
+    return 0
+  fi
   if all_good text/accepted.sha256 "${text_files[@]}"; then
     say "${text_files[*]} are there; NOT the text of data/SHA256SUMS, accepted earlier"
     return 0

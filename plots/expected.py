@@ -13,7 +13,8 @@ experiments/*/expected.json holds
 
 A method is named by its codec and any options; the record that has all of them and the fewest
 others is meant. "where" holds values that must match too: of the record's configuration, or at a
-dotted path of the record ("inputs.text"); "reference_where" the same for the reference of a ratio. An order that holds by less than one standard error says so.
+dotted path of the record ("inputs.text"); "reference_where" the same for the reference of a ratio.
+An order that holds by less than one standard error says so.
 """
 
 import json

@@ -58,6 +58,7 @@ def main():
             axes.plot([min(values), max(values)], [-names.index(name)] * 2, color="0.6",
                       linewidth=0.8, zorder=0)
         axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:g}")
         axes.set_yticks([-i for i in range(len(names))], names)
         axes.set_ylim(0.6 - len(names), 0.4)
         axes.set_xlabel("mean KL divergence to fp16 (nats per token)")

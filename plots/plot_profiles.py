@@ -74,8 +74,8 @@ def main():
     right.legend(handles=handles, loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=7)
     config = rows[0]["config"]
     common.save(figure, args.out,
-                "Left: does a method lose more the farther it is into the context? Mean over eighths "
-                f"of windows of {config['context']} tokens, protocol {config['protocol']}. Right: "
+                "Left: does a method lose more the farther it is into the context? Mean over "
+                f"eighths of windows of {config['context']} tokens, protocol {config['protocol']}. Right: "
                 "the attention output of each layer on the same tokens, keys and values of that "
                 "layer alone distorted (recent tokens too, whatever the method keeps exact).",
                 args.records)

@@ -2,7 +2,7 @@
 """What every method must pass before its numbers count, judged from its own row.
 
   changes   every layer's keys and values differ from the exact ones, and every part of the context
-            has a divergence: a method that leaves something exact by mistake looks better than it is
+            has a divergence: what leaves something exact by mistake looks better than it is
   bits      measured bits are not below the nominal ones
   falls     inside a family (same options but for the width) fewer bits cost more, by KL divergence
 """
