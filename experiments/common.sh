@@ -41,8 +41,8 @@ run() {
   return "$status"
 }
 
-# Calibration of the experiments on trained methods: as configs/sweeps/$PROFILE.toml, so that
-# codebooks are trained once.
+# Calibration of the experiments on trained methods (its text is element 1), as
+# configs/sweeps/$PROFILE.toml, so that codebooks are trained once.
 calibration=(--calib-text "$CALIB_TEXT" --codebooks "$CODEBOOKS" --calib-context 2048
   --calib-tokens "$(sed -n 's/^calib_tokens = \([0-9]*\).*/\1/p' "configs/sweeps/$PROFILE.toml")")
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the figures share: reading run records, the text form of methods, colours, saving.
+"""What the figures share: reading run records, what is measured in them, saving.
 
 Every script reads result files only (JSONL records, the JSON of kv-analyze, a dump) and runs
 without the C++ build. A figure is written as PDF, SVG and PNG, beside a .txt file that holds its
@@ -15,21 +15,6 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402  (the backend must be chosen first)
-
-# Okabe and Ito's palette: distinguishable with every common colour-vision deficiency.
-PALETTE = {
-    "black": "#000000", "orange": "#E69F00", "sky": "#56B4E9", "green": "#009E73",
-    "yellow": "#F0E442", "blue": "#0072B2", "vermillion": "#D55E00", "purple": "#CC79A7",
-}
-# Family of a method -> colour, marker, name in legends. Families that are not listed take the rest.
-FAMILIES = {
-    "fp16": (PALETTE["black"], "*", "fp16"),
-    "pq": (PALETTE["blue"], "o", "PQ (MILLION)"),
-    "kvquant": (PALETTE["vermillion"], "s", "KVQuant"),
-    "uniform-token": (PALETTE["orange"], "^", "uniform, per token"),
-    "uniform-channel": (PALETTE["green"], "v", "uniform, per channel"),
-}
-SPARE = [(PALETTE["purple"], "D"), (PALETTE["sky"], "P"), (PALETTE["yellow"], "X")]
 
 plt.rcParams.update({
     "figure.dpi": 110, "savefig.dpi": 160, "font.size": 9, "axes.grid": True, "grid.alpha": 0.3,
@@ -103,59 +88,44 @@ def measured_bits(record):
     return bits.get("cache", bits.get("nominal"))
 
 
-def parse_method(text):
-    """'pq:M=32,nbits=8' -> ('pq', {'M': '32', 'nbits': '8'}). Keys and values that differ
-    ('A | B') give the family of the keys and no options."""
-    head = text.split("|")[0].strip()
-    name, _, options = head.partition(":")
-    pairs = {} if "|" in text else dict(
-        item.split("=", 1) for item in options.split(",") if "=" in item)
-    return name, pairs
+def bits_at(record, length):
+    """Bits per value at `length` tokens, codebooks counted as held for one sequence; or None."""
+    return record.get("bits", {}).get("at", {}).get(str(length))
 
 
-def family(text):
-    """Key into FAMILIES: the codec, for uniform with its axis."""
-    name, options = parse_method(text)
-    if name == "uniform":
-        return f"uniform-{options.get('axis', 'token')}"
-    return name
+def calibration_text(record):
+    """Text and length that a method learned from: 'none' where it learns nothing."""
+    used = record.get("inputs", {}).get("calibration")
+    if not used:
+        return "none"
+    own = record.get("config", {}).get("paper_protocol")
+    return f"{used['text']}, {used['tokens']} tokens" + (" (the evaluation text)" if own else "")
 
 
-def styles(names):
-    """{family: (colour, marker, label)}; unknown families take spare colours in sorted order."""
-    out, spare = {}, list(SPARE)
-    known = list(FAMILIES)
-    for name in sorted(set(names), key=lambda n: (known.index(n) if n in known else 99, n)):
-        if name in FAMILIES:
-            out[name] = FAMILIES[name]
-        else:
-            colour, marker = spare.pop(0) if spare else (PALETTE["black"], ".")
-            out[name] = (colour, marker, name)
-    return out
+def pareto(points):
+    """Points (bits, value) that no other point beats in both, by rising bits."""
+    best, front = float("inf"), []
+    for bits, value in sorted(points):
+        if value < best:
+            best = value
+            front.append((bits, value))
+    return front
 
 
-def short_label(text):
-    """A few characters for a point in a figure: 'PQ 32x8 head s4', 'nuq3-1%'."""
-    name, options = parse_method(text)
-    if name == "pq":
-        label = f"PQ {options.get('M', '?')}×{options.get('nbits', '8')} {options.get('scope', '')}"
-    elif name == "kvquant":
-        share = float(options.get("outliers", 0))
-        label = f"nuq{options.get('bits', '?')}" + (f"-{share * 100:g}%" if share else "")
-    elif name == "uniform":
-        label = f"int{options.get('bits', '?')} {options.get('axis', '')}"
-    else:
-        return text
-    extra = [f"s{options['sinks']}"] if options.get("sinks", "0") != "0" and name == "pq" else []
-    extra += [f"w{options['window']}"] if options.get("window", "0") != "0" else []
-    return " ".join([label.strip()] + extra)
+def stairs(points):
+    """The corners of the line through Pareto points: each is the best until the next one."""
+    corners = list(points[:1])
+    for (_, before), (bits, value) in zip(points, points[1:]):
+        corners += [(bits, before), (bits, value)]
+    return [c[0] for c in corners], [c[1] for c in corners]
 
 
 def protocol_of(record):
     """What must be equal for two rows to stand in one figure."""
     config = record.get("config", {})
     inputs = record.get("inputs", {})
-    return (config.get("protocol", ""), config.get("context"), inputs.get("text_sha256"))
+    return (config.get("protocol", ""), config.get("context"), inputs.get("text_sha256"),
+            config.get("windows"))
 
 
 def command_line():

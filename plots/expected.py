@@ -5,13 +5,16 @@ experiments/*/expected.json holds
   checks     what must come out, each with a name, the file it looks at (below the result folder)
              and the source of the expectation; types:
                order  metric of `methods` rises from the first to the last (best to worst)
+               below  metric of `method` is lower than that of each of `others`
                range  low <= metric of `method` <= high
                ratio  metric of `method` <= `at_most` times the metric of `reference`
                value  low <= the number at the dotted `path` of a JSON file <= high
   published  numbers of others, shown beside ours and never judged
 
-A method is named by its family and any options; the record that has all of them and the fewest
-others is meant. An order that holds by less than one standard error says so.
+A method is named by its codec and any options; the record that has all of them and the fewest
+others is meant. "where" holds values that must match too: of the record's configuration, or at a
+dotted path of the record ("inputs.text"); "reference_where" the same for the reference of a ratio.
+An order that holds by less than one standard error says so.
 """
 
 import json
@@ -19,6 +22,7 @@ import math
 import os
 
 import common
+import methods
 
 
 class Verdict:
@@ -38,6 +42,8 @@ def describe(check):
     kind = check["type"]
     if kind == "order":
         return " < ".join(check["methods"])
+    if kind == "below":
+        return f"{check['method']} < " + ", ".join(check["others"])
     if kind == "ratio":
         return f"at most {check['at_most']:g} times {check['reference']}"
     low, high = check.get("low", -math.inf), check.get("high", math.inf)
@@ -46,19 +52,41 @@ def describe(check):
     return f"at most {high:g}" if math.isinf(low) else f"{low:g} to {high:g}"
 
 
+def fit(text, method):
+    """How many options the method `text` has beyond those that `method` names; None when it is
+    another method. Keys and values that differ ('A | B') are compared one by one."""
+    got, wanted = text.split("|"), method.split("|")
+    if len(got) != len(wanted):
+        return None
+    extra = 0
+    for have, want in zip(got, wanted):
+        (name, options), (family, named) = methods.options_of(have), methods.options_of(want)
+        if name != family or any(options.get(k) != v for k, v in named.items()):
+            return None
+        extra += len(options) - len(named)
+    return extra
+
+
+def holds(record, where):
+    """Whether the record has these values: of its configuration, or at a dotted path of it."""
+    for path, wanted in (where or {}).items():
+        value = record if "." in path else record.get("config", {})
+        for part in path.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        if value != wanted:
+            return False
+    return True
+
+
 def find(records, method, where=None):
-    """The record of a method text (see the module's head), or None. `where` holds config values
-    that must match too."""
-    family, options = common.parse_method(method)
+    """The record of a method text (see the module's head), or None."""
     fitting = []
     for record in records:
-        if record.get("status") != "ok" or ("|" in record["method"]) != ("|" in method):
+        if record.get("status") != "ok" or not holds(record, where):
             continue
-        if any(record.get("config", {}).get(k) != v for k, v in (where or {}).items()):
-            continue
-        name, got = common.parse_method(record["method"])
-        if name == family and all(got.get(k) == v for k, v in options.items()):
-            fitting.append((len(got), record))
+        extra = fit(record["method"], method)
+        if extra is not None:
+            fitting.append((extra, record))
     return min(fitting, key=lambda item: item[0])[1] if fitting else None
 
 
@@ -86,6 +114,20 @@ def judge_order(check, records):
     return True, got + (" (a step is below its standard error)" if close else "")
 
 
+def judge_below(check, records):
+    """The method against each of the others in turn."""
+    got, failed, missing = [], False, []
+    for other in check["others"]:
+        ok, text = judge_order({**check, "methods": [check["method"], other]}, records)
+        if ok is None:
+            missing.append(text)
+        failed = failed or ok is False
+        got.append(text)
+    if failed or not missing:
+        return not failed, "; ".join(got)
+    return None, "; ".join(missing)
+
+
 def judge_number(check, records):
     record = find(records, check["method"], check.get("where"))
     value, error = number(record, check["metric"]) if record else (None, None)
@@ -94,7 +136,7 @@ def judge_number(check, records):
     got = f"{value:.4g}" + (f" ± {error:.2g}" if error else "")
     if check["type"] == "range":
         return check.get("low", -math.inf) <= value <= check.get("high", math.inf), got
-    other = find(records, check["reference"], check.get("where"))
+    other = find(records, check["reference"], check.get("reference_where", check.get("where")))
     base = number(other, check["metric"])[0] if other else None
     if not base:
         return None, f"no row with {check['metric']} for {check['reference']}"
@@ -118,7 +160,7 @@ def judge(check, results):
     if check["type"] == "value":
         return Verdict(check, *judge_value(check, path))
     records = common.read_records([path])
-    judge_rows = judge_order if check["type"] == "order" else judge_number
+    judge_rows = {"order": judge_order, "below": judge_below}.get(check["type"], judge_number)
     return Verdict(check, *judge_rows(check, records))
 
 
@@ -130,7 +172,8 @@ def load(experiments, profile):
         if os.path.exists(path):
             with open(path, encoding="utf-8") as stream:
                 data = json.load(stream)
-            data["checks"] = [c for c in data.get("checks", [])
+            # "where" beside the checks holds for all of them that name none.
+            data["checks"] = [{"where": data.get("where"), **c} for c in data.get("checks", [])
                               if profile in c.get("profiles", ["quick", "full"])]
             out[name] = data
     return out

