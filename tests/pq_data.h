@@ -80,20 +80,27 @@ inline double entry(const TensorBag& bag, const std::string& name, size_t i, siz
 }
 
 /// One row x [w] through the tables "NAME.encode", ".decode" (or the transposed encode) and
-/// ".codebook" of a file, in double; `mean` [w] was turned to the row's frame, empty = none.
+/// ".codebook" of a file, in double; `mean` [w] was turned to the row's frame, empty = none. Frames
+/// of a short period (`coded`) subtract and add it in the coordinates of the codes, as halves.
 inline std::vector<double> by_hand(const TensorBag& bag, const std::string& name, const float* x,
-                                   const std::vector<float>& mean) {
+                                   const std::vector<float>& mean, bool coded = false) {
   const NamedTensor& book = bag.tensors.at(name + ".codebook");
   const auto& scale = bag.tensors.at(name + ".codebook_scale").data;
   const std::string encode = name + ".encode";
   const std::string decode = bag.tensors.count(name + ".decode") ? name + ".decode" : encode;
   const size_t M = book.shape[0], K = book.shape[1], dsub = book.shape[2];
   const size_t rank = M * dsub, w = bag.tensors.at(encode).shape[1];
-  std::vector<double> y(rank, 0.0), out(mean.begin(), mean.end());
-  out.resize(w, 0.0);
-  for (size_t j = 0; j < rank; ++j)
-    for (size_t i = 0; i < w; ++i)
-      y[j] += entry(bag, encode, j, i) * (x[i] - (mean.empty() ? 0.0 : mean[i]));
+  std::vector<double> y(rank, 0.0), coded_mean(rank, 0.0), out(w, 0.0);
+  const bool outside = !mean.empty() && !coded;
+  if (outside) out.assign(mean.begin(), mean.end());
+  for (size_t j = 0; j < rank; ++j) {
+    for (size_t i = 0; i < w; ++i) {
+      y[j] += entry(bag, encode, j, i) * (x[i] - (outside ? mean[i] : 0.0));
+      if (!mean.empty() && coded) coded_mean[j] += entry(bag, encode, j, i) * mean[i];
+    }
+    coded_mean[j] = half_to_float(float_to_half(static_cast<float>(coded_mean[j])));
+    y[j] -= coded_mean[j];
+  }
   for (size_t m = 0; m < M; ++m) {
     const auto centroid = [&](size_t c, size_t j) {
       return static_cast<double>(scale[m * dsub + j]) * book.data[(m * K + c) * dsub + j];
@@ -109,7 +116,8 @@ inline std::vector<double> by_hand(const TensorBag& bag, const std::string& name
     }
     for (size_t j = 0; j < dsub; ++j)
       for (size_t i = 0; i < w; ++i)
-        out[i] += entry(bag, decode, m * dsub + j, i) * centroid(best, j);
+        out[i] += entry(bag, decode, m * dsub + j, i) *
+                  (centroid(best, j) + coded_mean[m * dsub + j]);
   }
   return out;
 }

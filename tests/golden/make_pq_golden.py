@@ -5,9 +5,9 @@
 Written from the formulas (lib/quant/README.md, pq) in float64 numpy, not from the C++ code. `span`
 KV heads form a unit of w = span * head_dim values. A key k of token t stands in a frame as
 x = R(f) k with f = t (off), 0 (pre) or t mod B, R turning pair i by the angle f base^(-2i/d):
-  y   = E (x - R(f) mean)              E [w][w] = scale of the row * signed byte
+  y   = E x - m, m = E R(f) mean as halves      E [w][w] = scale of the row * signed byte
   c_m = nearest centroid of y's subvector m, the lowest number on ties
-  x'  = D y' + R(f) mean               D^T = E, or a byte matrix of its own
+  x'  = D (y' + m)                              D^T = E, or a byte matrix of its own
 Pairs are the channels (2i, 2i+1) or (i, i + d/2); R acts on every head of the mean by itself.
 Values are x as it is, without a mean. The plain case (MILLION) has centroids as halves and neither
 E nor mean; in its first subspace one row lies exactly between centroids 2 and 5.
@@ -109,8 +109,9 @@ def decode(k, tensors, span, frame, pairs, kind):
             book = tensors[f"{name}.codebook"] * scale.reshape(M * span, 1, DSUB)
             encode = scaled(tensors, f"{name}.encode")
             back = scaled(tensors, f"{name}.decode") if f"{name}.decode" in tensors else encode
-            y = nearest(encode @ (x - mean), book)
-            out[i, first:first + span] = (back.T @ y + mean).reshape(span, D)
+            coded_mean = (encode @ mean).astype(np.float16).astype(np.float64)
+            y = nearest(encode @ x - coded_mean, book)
+            out[i, first:first + span] = (back.T @ (y + coded_mean)).reshape(span, D)
     return out
 
 
