@@ -189,15 +189,16 @@ TEST_CASE("codebook files and records name gradients and covered positions", "[g
   CHECK(method(folder, "kvquant:bits=3", 100, 0).at("grad_windows") == 4);  // all there are
 
   const Scratch pq;
-  const Json plain = method(pq, "pq:M=8,nbits=2", 2, 0);
+  const Json plain = method(pq, "pq:M=8,nbits=2,frame=off", 2, 0);
   CHECK(!plain.contains("grad_windows"));
   CHECK(plain.at("positions") == 64);
   CHECK(files(pq).size() == 2);
-  CHECK(method(pq, "pq:M=8,nbits=2", 0, 0) == plain);  // gradients do not concern it
+  CHECK(method(pq, "pq:M=8,nbits=2,frame=off", 0, 0) == plain);  // gradients do not concern it
   CHECK(files(pq).size() == 2);
-  CHECK(method(pq, "pq:M=8,nbits=2", 2, 4096).at("positions") == 4096);
+  CHECK(method(pq, "pq:M=8,nbits=2,frame=off", 2, 4096).at("positions") == 4096);
   CHECK(files(pq).size() == 4);
-  CHECK_THROWS_WITH(method(pq, "pq:M=8,nbits=2", -1, 0), Catch::Contains("--calib-grad-windows"));
+  CHECK_THROWS_WITH(method(pq, "pq:M=8,nbits=2,frame=off", -1, 0),
+                    Catch::Contains("--calib-grad-windows"));
 }
 
 TEST_CASE("a set that lies in files trains the same codec", "[calibration]") {

@@ -48,7 +48,7 @@ setup() { common_setup; }
 }
 
 @test "every row names what its numbers rest on" {
-  small kv-eval --codec pq:M=16,nbits=4,sinks=4 --calib-text calib.txt --calib-tokens 256 \
+  small kv-eval --codec pq:M=16,nbits=4,frame=off,sinks=4 --calib-text calib.txt --calib-tokens 256 \
     --json rows.jsonl
   for key in protocol context stride windows compute; do
     [ "$(field rows.jsonl "'$key' in rows[0]['config']")" = True ]
@@ -62,7 +62,7 @@ setup() { common_setup; }
 
 sweep() {
   small pq-sweep --calib-text calib.txt --calib-tokens 256 --codec fp16 --codec uniform:bits=8 \
-    --codec uniform:bits=4 --codec uniform:bits=2 --codec pq:M=16,nbits=4,sinks=4 "$@"
+    --codec uniform:bits=4 --codec uniform:bits=2 --codec pq:M=16,nbits=4,frame=off,sinks=4 "$@"
 }
 
 @test "a sweep killed at any moment goes on and ends with the same numbers" {
@@ -71,7 +71,7 @@ sweep() {
     timeout --signal=KILL "$pause" "$bin/pq-sweep" "$model" --text eval.txt --context 128 \
       --windows 1 --no-distortion -q --calib-text calib.txt --calib-tokens 256 --codec fp16 \
       --codec uniform:bits=8 --codec uniform:bits=4 --codec uniform:bits=2 \
-      --codec pq:M=16,nbits=4,sinks=4 --out killed.jsonl || true
+      --codec pq:M=16,nbits=4,frame=off,sinks=4 --out killed.jsonl || true
   done
   sweep --out killed.jsonl --markdown killed.md
   [ "$(field whole.jsonl 'len(rows)')" = 5 ]
