@@ -77,8 +77,9 @@ def main():
     common.save(figure, args.out,
                 "Left: does a method lose more the farther it is into the context? Mean over "
                 f"eighths of windows of {config['context']} tokens, protocol "
-                f"{config['protocol']}. Right: the attention output of each layer on the same tokens, keys and values of that "
-                "layer alone distorted (recent tokens too, whatever the method keeps exact).",
+                f"{config['protocol']}. Right: the attention output of each layer on the same "
+                "tokens, keys and values of that layer alone distorted (recent tokens too, "
+                "whatever the method keeps exact).",
                 args.records)
 
 
