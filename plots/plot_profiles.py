@@ -50,7 +50,7 @@ def main():
         common.fail(f"no finished row with kl_by_position in {' '.join(args.records)}")
     looks = methods.styles(methods.family(r["method"]) for r in rows)
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
-    used, handles = {}, []
+    used, handles, drawn = {}, [], []
     for record in rows:
         name, series = methods.family(record["method"]), record["series"]
         colour, marker, _ = looks[name]
@@ -63,7 +63,8 @@ def main():
         part = record["config"]["context"] / len(divergence)
         handles += left.plot([(i + 0.5) * part for i in range(len(divergence))], divergence, **look)
         errors = series.get("attn_error_by_layer")
-        if errors:
+        if errors and errors not in drawn:  # an exact window does not change them
+            drawn.append(errors)
             right.plot(range(len(errors)), errors, **look)
     left.set_xlabel("position in the window (tokens)")
     left.set_ylabel("mean KL divergence to fp16 (nats per token)")
@@ -75,9 +76,10 @@ def main():
     config = rows[0]["config"]
     common.save(figure, args.out,
                 "Left: does a method lose more the farther it is into the context? Mean over "
-                f"eighths of windows of {config['context']} tokens, protocol {config['protocol']}. Right: "
-                "the attention output of each layer on the same tokens, keys and values of that "
-                "layer alone distorted (recent tokens too, whatever the method keeps exact).",
+                f"eighths of windows of {config['context']} tokens, protocol "
+                f"{config['protocol']}. Right: the attention output of each layer on the same "
+                "tokens, keys and values of that layer alone distorted (recent tokens too, "
+                "whatever the method keeps exact).",
                 args.records)
 
 

@@ -118,9 +118,10 @@ def draw(records, group, out, sources):
                 f"Quality against memory, protocol {protocol}, windows of {context} tokens, "
                 f"{len(increase)} methods below {MAX_BITS} bits. Bars: one standard error "
                 f"(perplexity: of the difference to fp16; increases below {MIN_INCREASE:g} % stand "
-                "there). The grey line joins the methods that no other beats in both bits and quality; blue lines join ours at its "
-                "defaults. Hollow markers keep recent tokens exact: their bits fall with the "
-                "context. Codebooks are not counted here.", sources)
+                "there). The grey line joins the methods that no other beats in both bits and "
+                "quality; blue lines join ours at its defaults. Hollow markers keep recent tokens "
+                "exact: their bits fall with the context. Codebooks are not counted here.",
+                sources)
 
 
 def main():
