@@ -116,8 +116,8 @@ inline std::vector<double> by_hand(const TensorBag& bag, const std::string& name
     }
     for (size_t j = 0; j < dsub; ++j)
       for (size_t i = 0; i < w; ++i)
-        out[i] += entry(bag, decode, m * dsub + j, i) *
-                  (centroid(best, j) + coded_mean[m * dsub + j]);
+        out[i] +=
+            entry(bag, decode, m * dsub + j, i) * (centroid(best, j) + coded_mean[m * dsub + j]);
   }
   return out;
 }

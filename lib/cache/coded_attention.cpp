@@ -9,7 +9,8 @@
 namespace million {
 namespace {
 
-/// Tokens decoded at once: the tables are expanded for each piece, the rows should stay in the cache.
+/// Tokens decoded at once: the tables are expanded for each piece, the rows should stay in the
+/// cache.
 constexpr int64_t kPieceTokens = 512;
 /// Frames shorter than this would turn the query more often than it is used.
 constexpr int kShortestFrame = 16;
@@ -71,9 +72,8 @@ void attend_coded(const KvGeometry& g, const KindCache& k, const KindCache& v, i
     int64_t t = piece;
     for (size_t run = 0; run < w.ends.size(); t = w.ends[run++])
       ops().attend_f32({group, rank, static_cast<int>(w.ends[run] - t),
-                        w.query.data() + run * group * rank,
-                        w.rows_k.data() + (t - piece) * rank, w.rows_v.data() + (t - piece) * rank,
-                        own.data(), w.sum.data()});
+                        w.query.data() + run * group * rank, w.rows_k.data() + (t - piece) * rank,
+                        w.rows_v.data() + (t - piece) * rank, own.data(), w.sum.data()});
   }
   w.turned.resize(static_cast<size_t>(group) * d);
   v.store().from_coded(head, w.sum.data(), group, w.turned.data());

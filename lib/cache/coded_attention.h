@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// One query over codes in a basis (lib/quant/pq_basis.h): scores and sums stay in the coordinates of
-// the codes. The query is turned to the frame and into the basis once for each run of tokens with one
-// distance to their frame (a block of the frame), the sum of values is turned back once.
+// One query over codes in a basis (lib/quant/pq_basis.h): scores and sums stay in the coordinates
+// of the codes. The query is turned to the frame and into the basis once for each run of tokens
+// with one distance to their frame (a block of the frame), the sum of values is turned back once.
 #pragma once
 
 #include "kernels/online_softmax.h"

@@ -47,10 +47,11 @@ double bits_at(const RunRecord& record, const CacheBytes& bytes, int64_t length,
   const double context = record.config["context"], row = 2.0 * geometry.n_layers * geometry.row();
   const double exact_rows = static_cast<double>(bytes.sinks + bytes.window) / (2.0 * row);
   const auto coded = static_cast<double>(bytes.codes + bytes.scales + bytes.outliers);
-  // all-distorted codes every token behind the sinks, those of the window too.
-  const bool all = record.config["protocol"] == protocol_name(Protocol::kAllDistorted);
+  // all-distorted codes the tokens of its window too; a residual by a method's own rule is exact.
+  const bool window_coded = record.config["protocol"] == protocol_name(Protocol::kAllDistorted) &&
+                            record.config["window"].get<int>() > 0;
   const double n_coded =
-      std::max(1.0, context - (all ? record.config["sinks"].get<double>() : exact_rows));
+      std::max(1.0, context - (window_coded ? record.config["sinks"].get<double>() : exact_rows));
   const auto n = static_cast<double>(length);
   if (coded == 0.0) return 16.0;
   const double total = coded / n_coded * std::max(0.0, n - exact_rows) +

@@ -69,8 +69,8 @@ struct PqBasis {
   /// E R(f) mean for every position f of a short frame, [period][rank] f16: what is subtracted from
   /// and added to y; empty where the frame has no short period, the mean then stays outside.
   AlignedVector<uint16_t> coded_mean;
-  ByteMatrix encode;        ///< E
-  ByteMatrix decode;        ///< D^T; empty where E is orthogonal and serves both
+  ByteMatrix encode;  ///< E
+  ByteMatrix decode;  ///< D^T; empty where E is orthogonal and serves both
   const ByteMatrix& decoder() const { return decode.values.empty() ? encode : decode; }
   uint64_t bytes() const {
     return mean.capacity() * sizeof(float) + coded_mean.capacity() * sizeof(uint16_t) +

@@ -275,8 +275,8 @@ class PqStore final : public CodeStore {
     for (int done = 0; done < n;) {
       const int t = n_tokens_ + done, at = t % kPqBlock;
       const int count = std::min(n - done, kPqBlock - at);
-      ops().pq_encode(rows + done * stride, static_cast<size_t>(stride), count,
-                      transposed.data(), K, dsub, codes);
+      ops().pq_encode(rows + done * stride, static_cast<size_t>(stride), count, transposed.data(),
+                      K, dsub, codes);
       uint8_t* block = units_[u].blocks[t / kPqBlock].data();
       pack_run(block + m * pq_run_bytes(shape_.nbits), shape_.nbits, at, count, codes);
       done += count;

@@ -35,9 +35,9 @@ struct RunRecord {
   Json metrics = Json::object();  ///< name -> {value, se, n}; filled by metric()
   /// nominal, cache, total: bits per value; at: {"8192": total at that length, ...}
   Json bits = Json::object();
-  Json series = Json::object();   ///< name -> numbers in order: per layer, per part of the context
-  Json bytes = Json::object();    ///< codes, scales, outliers, sinks, window, shared ...
-  Json timing = Json::object();   ///< name -> {median, raw [...]}; filled by times()
+  Json series = Json::object();  ///< name -> numbers in order: per layer, per part of the context
+  Json bytes = Json::object();   ///< codes, scales, outliers, sinks, window, shared ...
+  Json timing = Json::object();  ///< name -> {median, raw [...]}; filled by times()
   uint64_t seed = 0;
   std::string command;  ///< shell_command() of this run
 
@@ -82,7 +82,7 @@ class RecordFile {
 struct Column {
   std::string path;
   std::string title = {};  ///< empty: the path
-  int digits = 4;     ///< significant digits of floating-point values in Markdown
+  int digits = 4;          ///< significant digits of floating-point values in Markdown
 };
 
 /// Columns of every leaf in order of first appearance (arrays stay one cell).
