@@ -64,7 +64,7 @@ programs=(kv-dump kv-analyze pq-sweep kv-decode kv-eval)
   run --separate-stderr small kv-eval --codec uniform:bits=4,axis=channel,group=0 \
     --calib-text copy.txt
   [[ "$status" = 2 || "$status" = 3 ]]
-  run small kv-eval --codec pq:M=16,nbits=4 --calib-text copy.txt --paper-protocol \
+  run small kv-eval --codec pq:M=16,nbits=4,frame=off --calib-text copy.txt --paper-protocol \
     --calib-tokens 256 --json rows.jsonl
   [ "$status" = 0 ]
   [ "$(field rows.jsonl 'rows[0]["config"]["paper_protocol"]')" = True ]
