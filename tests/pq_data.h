@@ -8,6 +8,7 @@
 #include "lib/quant/pq_basis.h"
 
 #include <limits>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -42,6 +43,23 @@ inline void add_fisher(CalibrationSet* data) {
         for (int i = 0; i < d; ++i) f[i * d + i] += 0.1f;
       }
   }
+}
+
+/// Seeded data with Fisher matrices, one set for all cases of a program.
+inline const CalibrationSet& data() {
+  static const CalibrationSet set = [] {
+    CalibrationSet s = calibration(small_geometry());
+    add_fisher(&s);
+    return s;
+  }();
+  return set;
+}
+
+inline std::unique_ptr<Codec> trained(const std::string& spec, KvKind kind,
+                                      const CalibrationSet& set = data()) {
+  auto codec = make_codec(spec, kind, set.geometry);
+  codec->train(set, 4);
+  return codec;
 }
 
 /// Scales channel c of every head by factor(c), keys and values.

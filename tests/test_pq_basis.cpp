@@ -21,22 +21,6 @@ namespace {
 
 const KeyFrame kBlock64{KeyFrame::Type::kBlock, 64};
 
-const CalibrationSet& data() {
-  static const CalibrationSet set = [] {
-    CalibrationSet s = calibration(small_geometry());
-    add_fisher(&s);
-    return s;
-  }();
-  return set;
-}
-
-std::unique_ptr<Codec> trained(const std::string& spec, KvKind kind,
-                               const CalibrationSet& set = data()) {
-  auto codec = make_codec(spec, kind, set.geometry);
-  codec->train(set, 4);
-  return codec;
-}
-
 PqBasisParams params_of(PqRotate rotate, PqMetric metric, int span) {
   PqBasisParams p;
   p.rotate = rotate;

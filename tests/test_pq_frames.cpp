@@ -18,22 +18,6 @@ namespace {
 
 [[maybe_unused]] const bool kQuiet = (spdlog::set_level(spdlog::level::err), true);
 
-const CalibrationSet& data() {
-  static const CalibrationSet set = [] {
-    CalibrationSet s = calibration(small_geometry());
-    add_fisher(&s);
-    return s;
-  }();
-  return set;
-}
-
-std::unique_ptr<Codec> trained(const std::string& spec, KvKind kind,
-                               const CalibrationSet& set = data()) {
-  auto codec = make_codec(spec, kind, set.geometry);
-  codec->train(set, 4);
-  return codec;
-}
-
 /// The mean of a unit's keys in a file, turned to the place of token t; empty when not centred.
 std::vector<float> turned_mean(const TensorBag& bag, const std::string& unit, const KvGeometry& g,
                                int span, const KeyFrame& frame, int64_t t) {
