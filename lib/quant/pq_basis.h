@@ -4,7 +4,8 @@
 //
 //   y = E (x - R(f) mean)        x = D y + R(f) mean,   E [rank][w], D [w][rank], E D = 1
 //
-// with f the position of the key's frame. E first applies a metric (how much an error in a
+// with f the position of the key's frame (short frames: x = D (y + E R(f) mean), so that attention
+// can stay in y). E first applies a metric (how much an error in a
 // direction costs), then turns and deals the axes so that every subspace has an equal share of the
 // variance. Scores and outputs need D only: q.x = (D^T q).y + q.R(f) mean, for each head the rows
 // of D that are its own. Heads of one layer are projections of one hidden state, so a unit of
