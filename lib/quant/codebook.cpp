@@ -17,6 +17,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <numeric>
 
 namespace million {
 namespace {
@@ -196,6 +197,11 @@ PqBook TrainJob::train(int index) const {
       for (int j = 0; !weights.empty() && j < dsub; ++j)
         weights[i] += rows.gradient2[i * width() + m * dsub + j];
     }
+    // FAISS splits a large cell where one is empty and takes cells for counts of rows: weights far
+    // below 1, as squared gradients are, would let it search without end.
+    const double sum = std::accumulate(weights.begin(), weights.end(), 0.0);
+    for (float& x : weights)
+      x = sum > 0.0 ? static_cast<float>(x * static_cast<double>(rows.n) / sum) : 1.0f;
     train_kmeans(part.data(), rows.n, dsub, shape.K(), params.iters, params.seed + m,
                  all.data() + m * book.subspace(), false,
                  weights.empty() ? nullptr : weights.data());
