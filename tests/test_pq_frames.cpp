@@ -156,6 +156,18 @@ TEST_CASE("layers: each has its own shape, fp16 is exact", "[pq_frames]") {
   }
 }
 
+TEST_CASE("metric: gradients are for caches without a window", "[pq_frames]") {
+  const auto wants = [](const char* spec, int window) {
+    const auto codec = make_codec(spec, KvKind::kKey, data().geometry);
+    codec->expect_window(window);
+    return codec->wants_gradients();
+  };
+  CHECK(wants("pq:M=8", 0));
+  CHECK(!wants("pq:M=8", 128));
+  CHECK(wants("pq:M=8,metric=fisher", 128));
+  CHECK(!wants("pq:M=8,metric=q", 0));
+}
+
 TEST_CASE("layers: wrong texts say what is wrong", "[pq_frames]") {
   const std::pair<const char*, const char*> wrong[] = {
       {"8x6", "1 layers, the model has 2"},

@@ -73,8 +73,11 @@ std::filesystem::path MethodFactory::file_of(const Codec& codec, KvKind kind, in
          fmt::format("{}-{}-{}.h5", name, kind_name(kind), sha256_of(id).substr(0, 16));
 }
 
-std::shared_ptr<const Codec> MethodFactory::codec(const std::string& spec, KvKind kind, int sinks) {
+std::shared_ptr<const Codec> MethodFactory::codec(const MethodSpec& method, KvKind kind) {
+  const std::string& spec = kind == KvKind::kKey ? method.key_codec : method.value_codec;
+  const int sinks = method.sinks;
   std::shared_ptr<Codec> codec = make_codec(spec, kind, model_->config.geometry());
+  codec->expect_window(method.window);
   if (!codec->needs_training()) return codec;
   if (!plan_.text) calibration(false);  // says what is missing
   const bool keep = !codebooks_.empty();
@@ -104,8 +107,8 @@ Method MethodFactory::make(const MethodSpec& spec, int use_context) {
   trained_seconds_ = 0.0;
   Method method;
   method.spec = spec;
-  method.key_codec = codec(spec.key_codec, KvKind::kKey, spec.sinks);
-  method.value_codec = codec(spec.value_codec, KvKind::kValue, spec.sinks);
+  method.key_codec = codec(spec, KvKind::kKey);
+  method.value_codec = codec(spec, KvKind::kValue);
   const bool key_trained = method.key_codec->needs_training();
   if (key_trained || method.value_codec->needs_training())
     method.calibration = calibration_of(*method.key_codec, *method.value_codec);

@@ -34,7 +34,7 @@ class MethodFactory {
   double trained_seconds() const { return trained_seconds_; }
 
  private:
-  std::shared_ptr<const Codec> codec(const std::string& spec, KvKind kind, int sinks);
+  std::shared_ptr<const Codec> codec(const MethodSpec& method, KvKind kind);
   const CalibrationSet& calibration(bool gradients);
   std::filesystem::path file_of(const Codec& codec, KvKind kind, int sinks) const;
 

@@ -81,6 +81,9 @@ class Codec {
   /// True when appending at a flush (ResidualRule::kFlush) changes the codes of older tokens, so
   /// that queries before and after it must see different codes.
   virtual bool rewrites_codes() const { return false; }
+  /// Tells the codec, before train() or load(), how many recent tokens the cache keeps exact; it
+  /// may change what wants_gradients() says.
+  virtual void expect_window(int /*tokens*/) {}
   /// True when train() learns more from gradients of the loss (CalibrationSet::k_fisher ...).
   virtual bool wants_gradients() const { return false; }
   /// True when train() or load() must run before make_store().
