@@ -12,7 +12,8 @@ import json
 
 import common
 import numpy as np
-from common import PALETTE, plt
+from common import plt
+from methods import PALETTE
 
 TENSORS = (("k_pre", "keys before RoPE", PALETTE["vermillion"]),
            ("k", "keys after RoPE", PALETTE["blue"]), ("v", "values", PALETTE["green"]))
