@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Picks the op table once: the best level of this CPU, or what MILLION_ISA asks for. Built for the
 // baseline CPU, like everything outside cpu/isa_*.cpp.
+#include "kernels/coded_scratch.h"
 #include "kernels/ops.h"
 
 #include <cstdlib>
@@ -70,6 +71,8 @@ Choice& current() {
 }
 
 }  // namespace
+
+std::size_t coded_scratch_floats(const CodedAttendArgs& args) { return CodedScratch(args).floats; }
 
 const Ops& ops() { return *current().table; }
 

@@ -62,6 +62,50 @@ inline std::size_t pq_scratch_floats(int n_group, int head_dim, int k_M, int k_n
          static_cast<std::size_t>(head_dim) * 64 + 4096;
 }
 
+/// One side of a run that is coded in a basis (lib/quant/pq_basis.h): blocks as in layout.h, axis j
+/// belongs to subspace j / (rank / M).
+struct CodedSide {
+  int M, nbits;                  ///< nbits 1..8
+  const uint8_t* const* blocks;  ///< [ceil(n_tokens / kPqBlock)]
+  const int8_t* tables;          ///< [rank][K] centroids in steps of scale[axis]
+  const float* scale;            ///< [rank]
+};
+
+/// Decode attention on codes in a basis that `span` KV heads share, for all their query heads.
+/// Keys lie in frames of `frame` tokens, and a frame's tokens share a query:
+///   score = (D^T q).y + sum_k (q.mean[k]) places[k][place of the token]
+struct CodedAttendArgs {
+  int n_heads;  ///< query heads; head h uses KV head h / (n_heads / span)
+  int span, head_dim, rank;
+  int n_tokens;
+  int frame, first;     ///< tokens of a frame (a multiple of 64); place of token 0 in its frame
+  const float* q;       ///< [frames touched][n_heads][head_dim] scaled, turned to each frame
+  const int8_t* basis;  ///< D^T as [span * head_dim / 4][rank][4] in steps of basis_scale
+  const float* basis_scale;  ///< [rank]
+  int n_places;              ///< functions of the place that the mean key needs, a multiple of 16
+  const float* places;       ///< [n_places][frame]
+  const float* mean;         ///< [span][head_dim][n_places]
+  CodedSide k, v;
+  float skip;           ///< values of 64 tokens are left out when their share is surely below this
+  const float* floor;   ///< [n_heads] lower bounds of log(sum of exp(score)) over all tokens
+  float* scratch;       ///< at least coded_scratch_floats(args) floats, 64-byte aligned
+  SoftmaxState* state;  ///< [n_heads], merged into
+  float* acc;           ///< [n_heads][rank] sums of weight * y, merged into
+  int64_t* left_out;    ///< [2] 64-token groups x heads left out, and all of them; may be nullptr
+};
+/// Frames that a run touches.
+inline int coded_frames(const CodedAttendArgs& a) {
+  return a.n_tokens <= 0 ? 0 : (a.first + a.n_tokens - 1) / a.frame + 1;
+}
+std::size_t coded_scratch_floats(const CodedAttendArgs& args);
+/// Shapes that attend_coded takes.
+inline constexpr int kMaxCodedHeads = 64;
+inline bool coded_shape_fits(const CodedAttendArgs& a) {
+  return a.n_heads <= kMaxCodedHeads && a.n_heads % a.span == 0 && a.rank % 16 == 0 &&
+         a.head_dim % 4 == 0 && a.head_dim <= 256 && a.frame % 64 == 0 && a.k.nbits <= 8 &&
+         a.v.nbits <= 8 && a.k.M > 0 && a.v.M > 0 && a.rank % a.k.M == 0 && a.rank % a.v.M == 0;
+}
+
 struct Ops {
   const char* name;  ///< "scalar", "avx2", "avx512"
 
@@ -96,6 +140,12 @@ struct Ops {
   /// f32 tables: 1e-5 of the output norm. AVX-512 with nbits <= 8 and 96 tokens or more: 8-bit
   /// tables, score error 0.01 RMS, output within 2 % on random data (cpu/attention_pq_bytes.inl.h).
   void (*attend_pq)(const PqAttendArgs& args);
+  /// nullptr on levels without it (scalar, AVX2). Queries, centroids, D^T and weights enter as
+  /// bytes: output within 4 % on random data (cpu/attention_coded.inl.h).
+  void (*attend_coded)(const CodedAttendArgs& args);
+  /// Sums acc [n_heads][rank] back to channels: rows [n_heads][head_dim]. Of args only the shape,
+  /// `acc` and the basis of the values are read. nullptr with attend_coded.
+  void (*coded_rows)(const CodedAttendArgs& args, float* rows);
   /// Prefill: one tile of scores s [rows][ld], of which columns [begin[r], end[r]) of row r are
   /// visible. s <- exp(scale * s - new max), 0 where not visible (all `cols` columns are written);
   /// state[r] and acc [rows][head_dim] are rescaled and the sum is updated; P V is the caller's.

@@ -3,6 +3,8 @@
 #define MILLION_ISA avx2
 #define MILLION_ISA_NAME "avx2"
 #define MILLION_ATTEND_PQ attend_pq_tables
+#define MILLION_ATTEND_CODED nullptr
+#define MILLION_CODED_ROWS nullptr
 
 #include "kernels/cpu/vec_avx2.h"
 

@@ -3,6 +3,8 @@
 #define MILLION_ISA scalar
 #define MILLION_ISA_NAME "scalar"
 #define MILLION_ATTEND_PQ attend_pq_tables
+#define MILLION_ATTEND_CODED nullptr
+#define MILLION_CODED_ROWS nullptr
 
 #include "kernels/cpu/vec_scalar.h"
 

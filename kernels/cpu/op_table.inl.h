@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The table of one instruction set; last of the bodies. MILLION_ATTEND_PQ names the PQ attention.
+// The table of one instruction set; last of the bodies. MILLION_ATTEND_PQ
+// and MILLION_ATTEND_CODED, MILLION_CODED_ROWS name the attention on codes.
 #pragma once
 
 #include "kernels/cpu/attention_dense.inl.h"
@@ -14,11 +15,27 @@ namespace million::MILLION_ISA {
 
 extern const Ops kOps;
 const Ops kOps = {
-    MILLION_ISA_NAME,  f16_to_f32,   f32_to_f16, bf16_to_f32,
-    f32_to_bf16,       dot,          add,        swiglu,
-    rmsnorm,           rope_row,     logsumexp,  dequant_row,
-    quantize_a8,       gemv_a8,      attend_f16, attend_f32,
-    MILLION_ATTEND_PQ, softmax_tile, pq_encode,
+    MILLION_ISA_NAME,
+    f16_to_f32,
+    f32_to_f16,
+    bf16_to_f32,
+    f32_to_bf16,
+    dot,
+    add,
+    swiglu,
+    rmsnorm,
+    rope_row,
+    logsumexp,
+    dequant_row,
+    quantize_a8,
+    gemv_a8,
+    attend_f16,
+    attend_f32,
+    MILLION_ATTEND_PQ,
+    MILLION_ATTEND_CODED,
+    MILLION_CODED_ROWS,
+    softmax_tile,
+    pq_encode,
 };
 
 }  // namespace million::MILLION_ISA

@@ -59,7 +59,8 @@ struct ByteTable {
     for (int i = 0; i < kRegs; ++i)
       t[i] = kRegs == 1 ? _mm512_maskz_loadu_epi8(first64(size), from) : load64(from + 64 * i);
   }
-  Bytes look_up(Bytes codes) const {
+  Bytes look_up(Bytes codes) const { return look_up(t, codes); }
+  static Bytes look_up(const Bytes* t, Bytes codes) {
     if constexpr (kRegs == 1) {
       return _mm512_permutexvar_epi8(codes, t[0]);
     } else if constexpr (kRegs == 2) {
@@ -117,6 +118,74 @@ inline Ints dot_bytes(Ints acc, Bytes weights, Bytes values) {
 inline F join_bytes(Ints high_ints, Ints low_ints) {
   const Bytes high = reinterpret_cast<Bytes>(high_ints), low = reinterpret_cast<Bytes>(low_ints);
   return vfma(_mm512_cvtepi32_ps(high), set1(256.0f), _mm512_cvtepi32_ps(low));
+}
+
+/// Order of 64 codes in which interleave4() yields tokens 0..15, 16..31, ... one register each.
+struct TokenOrder {
+  Bytes index;
+  TokenOrder() {
+    alignas(64) uint8_t order[64];
+    for (int i = 0; i < 64; ++i)
+      order[i] = static_cast<uint8_t>(16 * (i % 16 / 4) + 4 * (i / 16) + i % 4);
+    index = load64(order);
+  }
+  Bytes apply(Bytes codes) const { return _mm512_permutexvar_epi8(index, codes); }
+};
+/// Bytes of four axes, 64 tokens each in TokenOrder, to 16 tokens of four bytes a register.
+inline void interleave4(const Bytes* axis, Bytes* out) {
+  const Bytes low01 = _mm512_unpacklo_epi8(axis[0], axis[1]);
+  const Bytes high01 = _mm512_unpackhi_epi8(axis[0], axis[1]);
+  const Bytes low23 = _mm512_unpacklo_epi8(axis[2], axis[3]);
+  const Bytes high23 = _mm512_unpackhi_epi8(axis[2], axis[3]);
+  out[0] = _mm512_unpacklo_epi16(low01, low23);
+  out[1] = _mm512_unpackhi_epi16(low01, low23);
+  out[2] = _mm512_unpacklo_epi16(high01, high23);
+  out[3] = _mm512_unpackhi_epi16(high01, high23);
+}
+/// Signed bytes + 128.
+inline Bytes make_unsigned(Bytes x) {
+  return _mm512_xor_si512(x, _mm512_set1_epi8(static_cast<char>(128)));
+}
+/// 16 signed bytes as floats.
+inline F load_signed(const int8_t* p) {
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(load16(p)));
+}
+/// Four floats, each four times.
+inline F repeat_each4(const float* p) {
+  return _mm512_permutexvar_ps(_mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3),
+                               _mm512_castps128_ps512(_mm_loadu_ps(p)));
+}
+/// out[i] = sum of the lanes i, i + 4, i + 8, i + 12.
+inline void reduce_strided4(float* out, F x) {
+  const __m256 half = _mm512_castps512_ps256(x) + _mm512_extractf32x8_ps(x, 1);
+  _mm_storeu_ps(out, _mm256_castps256_ps128(half) + _mm256_extractf128_ps(half, 1));
+}
+inline void store_bytes(void* p, Bytes x) { _mm512_storeu_si512(p, x); }
+/// Four bytes at p in every lane.
+inline Bytes splat4(const void* p) {
+  int x;
+  __builtin_memcpy(&x, p, 4);
+  return _mm512_set1_epi32(x);
+}
+inline Ints load_ints(const int32_t* p) { return reinterpret_cast<Ints>(load64(p)); }
+inline void store_ints(int32_t* p, Ints x) { _mm512_storeu_si512(p, reinterpret_cast<Bytes>(x)); }
+/// Lanes [begin, end) of x; both are clamped to the register.
+inline void store_between(float* p, F x, int begin, int end) {
+  if (begin <= 0 && end >= kLanes) {
+    store(p, x);
+  } else if (begin < kLanes && end > 0) {
+    const auto from = static_cast<__mmask16>(begin > 0 ? ~first(begin) : ~0u);
+    _mm512_mask_storeu_ps(p, from & first(end < kLanes ? end : kLanes), x);
+  }
+}
+inline Ints set_ints(int x) { return reinterpret_cast<Ints>(_mm512_set1_epi32(x)); }
+inline F to_floats(Ints x) { return _mm512_cvtepi32_ps(reinterpret_cast<Bytes>(x)); }
+/// Nearest integers as 16 bytes, saturated; `offset` is added first. Returns the integers.
+inline __m512i store_rounded(void* p, F x, int offset) {
+  const __m512i i = _mm512_cvtps_epi32(x);
+  _mm_storeu_si128(static_cast<__m128i*>(p),
+                   _mm512_cvtepi32_epi8(_mm512_add_epi32(i, _mm512_set1_epi32(offset))));
+  return i;
 }
 
 inline F vfloor(F x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC); }

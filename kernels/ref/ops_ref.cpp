@@ -199,6 +199,87 @@ std::vector<double> pq_decode(const PqSide& side, int head_dim, int n_tokens) {
   return rows;
 }
 
+namespace {
+
+/// Rows y [n_tokens][rank] of a side in a basis.
+std::vector<double> coded_rows(const CodedSide& side, int rank, int n_tokens) {
+  const int K = 1 << side.nbits, dsub = rank / side.M;
+  std::vector<double> rows;
+  for (int t = 0; t < n_tokens; ++t)
+    for (int j = 0; j < rank; ++j) {
+      const uint8_t* run =
+          side.blocks[t / kPqBlock] + static_cast<std::size_t>(j / dsub) * pq_run_bytes(side.nbits);
+      const auto code = static_cast<std::ptrdiff_t>(pq_get(run, side.nbits, t % kPqBlock));
+      rows.push_back(static_cast<double>(side.scale[j]) *
+                     side.tables[static_cast<std::ptrdiff_t>(j) * K + code]);
+    }
+  return rows;
+}
+
+/// Query head h of a frame in the basis, and what the mean key adds at a place: weights of places.
+struct TurnedQuery {
+  std::vector<double> y, mean;
+  TurnedQuery(const CodedAttendArgs& a, int frame, int h)
+      : y(static_cast<std::size_t>(a.rank)), mean(static_cast<std::size_t>(a.n_places)) {
+    const int kv = h / (a.n_heads / a.span);
+    const float* q = a.q + (static_cast<std::ptrdiff_t>(frame) * a.n_heads + h) * a.head_dim;
+    for (int c = 0; c < a.head_dim; ++c) {
+      const int row = kv * a.head_dim + c;
+      for (int j = 0; j < a.rank; ++j)
+        y[static_cast<std::size_t>(j)] +=
+            static_cast<double>(q[c]) * a.basis_scale[j] *
+            a.basis[(static_cast<std::ptrdiff_t>(row / 4) * a.rank + j) * 4 + row % 4];
+      for (int k = 0; k < a.n_places; ++k)
+        mean[static_cast<std::size_t>(k)] +=
+            static_cast<double>(q[c]) * a.mean[static_cast<std::ptrdiff_t>(row) * a.n_places + k];
+    }
+  }
+};
+
+}  // namespace
+
+Attention attend_coded(const CodedAttendArgs& a) {
+  const auto rank = static_cast<std::size_t>(a.rank), n = static_cast<std::size_t>(a.n_tokens);
+  const auto k = coded_rows(a.k, a.rank, a.n_tokens), v = coded_rows(a.v, a.rank, a.n_tokens);
+  Attention result;
+  for (int h = 0; h < a.n_heads; ++h) {
+    std::vector<double> score(n), out(rank);
+    double max = -INFINITY, sum = 0.0;
+    int frame = -1;
+    TurnedQuery query(a, 0, h);
+    for (std::size_t t = 0; t < n; ++t) {
+      const int at = a.first + static_cast<int>(t);
+      if (at / a.frame != frame) query = TurnedQuery(a, frame = at / a.frame, h);
+      for (std::size_t j = 0; j < rank; ++j) score[t] += query.y[j] * k[t * rank + j];
+      for (int i = 0; i < a.n_places; ++i)
+        score[t] += query.mean[static_cast<std::size_t>(i)] *
+                    a.places[static_cast<std::ptrdiff_t>(i) * a.frame + at % a.frame];
+      max = std::max(max, score[t]);
+    }
+    for (std::size_t t = 0; t < n; ++t) sum += score[t] = std::exp(score[t] - max);
+    for (std::size_t t = 0; t < n; ++t)
+      for (std::size_t j = 0; j < rank; ++j) out[j] += score[t] / sum * v[t * rank + j];
+    result.out.insert(result.out.end(), out.begin(), out.end());
+    result.lse.push_back(max + std::log(sum));
+  }
+  return result;
+}
+
+std::vector<double> coded_rows(const CodedAttendArgs& a) {
+  std::vector<double> rows;
+  for (int h = 0; h < a.n_heads; ++h)
+    for (int c = 0; c < a.head_dim; ++c) {
+      const int row = h / (a.n_heads / a.span) * a.head_dim + c;
+      double sum = 0.0;
+      for (int j = 0; j < a.rank; ++j)
+        sum += static_cast<double>(a.acc[static_cast<std::ptrdiff_t>(h) * a.rank + j]) *
+               a.basis_scale[j] *
+               a.basis[(static_cast<std::ptrdiff_t>(row / 4) * a.rank + j) * 4 + row % 4];
+      rows.push_back(sum);
+    }
+  return rows;
+}
+
 std::vector<double> pq_distances(const float* x, const float* cent_t, int K, int dsub) {
   std::vector<double> distance(static_cast<std::size_t>(K));
   for (int c = 0; c < K; ++c)

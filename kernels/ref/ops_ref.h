@@ -39,6 +39,11 @@ std::vector<double> from_f16(const uint16_t* x, std::size_t n);
 /// Decoded rows of a PQ-coded run, [n_tokens][head_dim].
 std::vector<double> pq_decode(const PqSide& side, int head_dim, int n_tokens);
 
+/// attend_coded with nothing left out: out [n_heads][rank].
+Attention attend_coded(const CodedAttendArgs& args);
+/// [n_heads][head_dim] of args.acc.
+std::vector<double> coded_rows(const CodedAttendArgs& args);
+
 /// Squared distances of one row to all centroids; cent_t [dsub][K].
 std::vector<double> pq_distances(const float* x, const float* cent_t, int K, int dsub);
 

@@ -5,6 +5,7 @@
 #include "lib/cache/attention.h"
 #include "lib/cache/coded_attention.h"
 #include "lib/cache/encoder.h"
+#include "lib/cache/fused_attention.h"
 #include "lib/cache/kind_cache.h"
 #include "lib/core/error.h"
 #include "lib/core/parallel.h"
@@ -146,6 +147,7 @@ struct KvCache::Impl {
   void fill_tiles(Layer& layer, int64_t n_after);
   void attend_many(Layer& layer, int64_t first, const float* q, int n, float* out);
   void attend_one(Layer& layer, const float* q, float* out);
+  void attend_fused_parts(Layer& layer, int units, int64_t parts);
   void attend_part(const Layer& layer, int head, int64_t part, const float* q, SoftmaxState* state,
                    float* acc) const;
   void attend_codes(const Layer& layer, int head, int64_t begin, int64_t end, const float* q,
@@ -166,6 +168,11 @@ struct KvCache::Impl {
   TileRows exact_k, exact_v, coded_k, coded_v;
   AlignedVector<float> scaled_q, part_acc;
   std::vector<SoftmaxState> part_state;
+  AlignedVector<float> fused_sums, fused_rows;  ///< [part][n_heads][rank]; [n_heads][head_dim]
+  std::vector<SoftmaxState> fused_state;
+  std::vector<float> floor;
+  float skip_share = 0.0f;
+  std::vector<int64_t> left_out = {0, 0};
   BlockEncoder encoder;  // last member: its thread stops before the stores go
 };
 
@@ -326,9 +333,48 @@ void KvCache::Impl::attend_part(const Layer& layer, int head, int64_t part, cons
                acc);
 }
 
+/// The first `parts` parts by the fused kernel, merged into part_state and part_acc of part 0,
+/// which hold all other tokens: these give the first bound of what is left out.
+void KvCache::Impl::attend_fused_parts(Layer& layer, int units, int64_t parts) {
+  const int n_heads = geometry.n_heads, d = geometry.head_dim;
+  const int unit_heads = n_heads / units, rank = layer.v.store().coded_unit(0).rank;
+  const Parts cut(layer.k, layer.v);
+  fused_sums.assign(static_cast<size_t>(parts) * n_heads * rank, 0.0f);
+  fused_state.assign(static_cast<size_t>(parts) * n_heads, SoftmaxState{});
+  left_out.resize(2 + static_cast<size_t>(2 * parts * units));
+  std::fill(left_out.begin() + 2, left_out.end(), 0);
+  floor.resize(n_heads);
+  for (int h = 0; h < n_heads; ++h) floor[h] = part_state[h].max + std::log(part_state[h].sum);
+  parallel_for(parts * units, [&](int64_t job) {
+    const int64_t part = job / units, unit = job % units;
+    const int64_t at = part * n_heads + unit * unit_heads, begin = part * kPartTokens;
+    std::shared_lock key_lock(layer.k.mutex()), value_lock(layer.v.mutex());
+    attend_fused(geometry, rope, layer.k, layer.v, static_cast<int>(unit), begin,
+                 std::min(cut.low, begin + kPartTokens), scaled_q.data(),
+                 {skip_share, floor.data()}, &fused_state[at], &fused_sums[at * rank],
+                 &left_out[2 + 2 * job]);
+  });
+  for (size_t i = 2; i < left_out.size(); ++i) left_out[i % 2] += left_out[i];
+  for (int h = 0; h < n_heads; ++h)
+    for (int64_t part = 1; part < parts; ++part) {
+      const int64_t at = part * n_heads + h;
+      merge_softmax(fused_state[h], &fused_sums[static_cast<size_t>(h) * rank], fused_state[at],
+                    &fused_sums[at * rank], rank);
+    }
+  fused_rows.resize(static_cast<size_t>(n_heads) * d);
+  for (int u = 0; u < units; ++u)
+    fused_value_rows(geometry, layer.v, u, &fused_sums[static_cast<size_t>(u) * unit_heads * rank],
+                     &fused_rows[static_cast<size_t>(u) * unit_heads * d]);
+  for (int h = 0; h < n_heads; ++h)
+    merge_softmax(part_state[h], &part_acc[static_cast<size_t>(h) * d], fused_state[h],
+                  &fused_rows[static_cast<size_t>(h) * d], d);
+}
+
 void KvCache::Impl::attend_one(Layer& layer, const float* q, float* out) {
   const int group = geometry.group(), d = geometry.head_dim, hk = geometry.n_kv_heads;
-  const int64_t parts = Parts(layer.k, layer.v).total();
+  const Parts cut(layer.k, layer.v);
+  const int units = cut.both > 0 ? fused_units(geometry, layer.k, layer.v) : 0;
+  const int64_t first = units > 0 ? cut.both : 0, parts = cut.total() - first;
   const float scale = 1.0f / std::sqrt(static_cast<float>(d));
   scaled_q.resize(static_cast<size_t>(geometry.n_heads) * d);
   for (size_t i = 0; i < scaled_q.size(); ++i) scaled_q[i] = q[i] * scale;
@@ -337,18 +383,19 @@ void KvCache::Impl::attend_one(Layer& layer, const float* q, float* out) {
   const auto slot = [&](int64_t head, int64_t part) { return (part * hk + head) * group; };
   parallel_for(parts * hk, [&](int64_t job) {
     const int64_t head = job % hk, part = job / hk, at = slot(head, part);
-    attend_part(layer, static_cast<int>(head), part, scaled_q.data() + head * group * d,
+    attend_part(layer, static_cast<int>(head), first + part, scaled_q.data() + head * group * d,
                 &part_state[at], &part_acc[at * d]);
   });
-  for (int h = 0; h < geometry.n_heads; ++h) {
-    SoftmaxState state = part_state[h];
-    float* acc = &part_acc[static_cast<size_t>(h) * d];
+  for (int h = 0; h < geometry.n_heads; ++h)
     for (int64_t part = 1; part < parts; ++part) {
       const int64_t at = slot(0, part) + h;
-      merge_softmax(state, acc, part_state[at], &part_acc[at * d], d);
+      merge_softmax(part_state[h], &part_acc[static_cast<size_t>(h) * d], part_state[at],
+                    &part_acc[at * d], d);
     }
-    for (int c = 0; c < d; ++c) out[static_cast<int64_t>(h) * d + c] = acc[c] / state.sum;
-  }
+  if (units > 0) attend_fused_parts(layer, units, cut.both);
+  for (int h = 0; h < geometry.n_heads; ++h)
+    for (int64_t c = static_cast<int64_t>(h) * d; c < static_cast<int64_t>(h + 1) * d; ++c)
+      out[c] = part_acc[c] / part_state[h].sum;
 }
 
 /// Attention of n queries from position `first` on, whose rows are already here.
@@ -377,6 +424,8 @@ KvCache::~KvCache() = default;
 const KvGeometry& KvCache::geometry() const { return impl_->geometry; }
 int64_t KvCache::n_tokens() const { return impl_->n_tokens; }
 void KvCache::clear() { impl_->reset(); }
+void KvCache::set_skip_share(float share) { impl_->skip_share = share; }
+KvCache::LeftOut KvCache::left_out() const { return {impl_->left_out[0], impl_->left_out[1]}; }
 
 void KvCache::attend(int layer_index, const float* q, const float* k, const float* v, int n,
                      float* out) {

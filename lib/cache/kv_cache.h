@@ -56,6 +56,14 @@ class KvCache {
   /// from those. all_distorted takes a sequence in one call unless the codecs work row by row or
   /// have a residual rule, and there is no window (Error(kUsage) otherwise).
   void attend(int layer, const float* q, const float* k, const float* v, int n, float* out);
+  /// Values of 64 coded tokens of a head are left out of a single query's sum when their share of
+  /// its weight is surely below `share`; 0 = never. Fused kernels only. See left_out().
+  void set_skip_share(float share);
+  /// Groups of 64 coded tokens x heads that fused single queries left out so far, and all of them.
+  struct LeftOut {
+    int64_t groups = 0, all = 0;
+  };
+  LeftOut left_out() const;
   CacheBytes bytes() const;
   /// Bits per stored value from allocated bytes; with_shared counts the codebooks too.
   double measured_bits(bool with_shared) const;

@@ -258,7 +258,7 @@ void PqBook::set(const float* centroids, bool as_bytes) {
       for (int c = 0; c < shape.K(); ++c) top = std::max(top, std::abs(column[c * dsub]));
       const float step = scale[m * dsub + j] = top / 127.0f;
       for (int c = 0; c < shape.K() && step > 0.0f; ++c)
-        bytes[m * subspace() + c * dsub + j] =
+        bytes[m * subspace() + j * shape.K() + c] =
             static_cast<int8_t>(std::lrint(column[c * dsub] / step));
     }
 }
@@ -272,7 +272,7 @@ void PqBook::expand(int first, int n, float* out) const {
   for (int m = first; m < first + n; ++m)
     for (int c = 0; c < shape.K(); ++c)
       for (int j = 0; j < dsub; ++j)
-        *out++ = scale[m * dsub + j] * bytes[m * subspace() + c * dsub + j];
+        *out++ = scale[m * dsub + j] * bytes[m * subspace() + j * shape.K() + c];
 }
 
 uint64_t PqTables::bytes() const {

@@ -34,9 +34,10 @@ struct PqParams {
   uint64_t seed = 1234;
 };
 
-/// Codebook of a layer or unit of heads as it is stored: centroids [M][K][dsub], halves where rows
-/// are coded as they are, else signed bytes with a scale for each of the rank axes (rounding them
-/// adds 1e-4 of an axis' variance, below a hundredth of what 4 bits lose).
+/// Codebook of a layer or unit of heads as it is stored: centroids as halves [M][K][dsub] where
+/// rows are coded as they are, else as signed bytes [M][dsub][K] (the tables of attend_coded) with
+/// a scale for each of the rank axes (rounding them adds 1e-4 of an axis' variance, below a
+/// hundredth of what 4 bits lose).
 struct PqBook {
   PqShape shape;  ///< M counts the unit's subspaces
   int dsub = 0;

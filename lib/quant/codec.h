@@ -26,6 +26,18 @@ struct StoreBytes {
   uint64_t total() const { return codes + scales + outliers; }
 };
 
+/// Codes and map of one unit of KV heads that share a basis, as attend_coded reads them; the
+/// members have the meaning of CodedAttendArgs.
+struct CodedUnit {
+  CodedSide side{};
+  int span = 0, rank = 0;
+  const int8_t* basis = nullptr;
+  const float* basis_scale = nullptr;
+  int n_places = 0;
+  const float* places = nullptr;
+  const float* mean = nullptr;
+};
+
 /// Codes of one layer and kind, all KV heads, tokens in order of arrival.
 class CodeStore {
  public:
@@ -49,6 +61,10 @@ class CodeStore {
   virtual void decode_coded(int /*head*/, int /*begin*/, int /*end*/, float* /*y*/) const {}
   virtual void to_coded(int /*head*/, const float* /*rows*/, int /*n*/, float* /*y*/) const {}
   virtual void from_coded(int /*head*/, const float* /*y*/, int /*n*/, float* /*rows*/) const {}
+  /// Units of KV heads that attend_coded can read; 0: it cannot.
+  virtual int coded_units() const { return 0; }
+  /// Valid until the next append.
+  virtual CodedUnit coded_unit(int /*unit*/) const { return {}; }
   /// The codes as attend_pq reads them, when this store is PQ in a fused layout; nullptr blocks
   /// otherwise. The centroids are written to `centroids` as f32. Valid until the next append.
   virtual PqSide pq_side(int /*head*/, AlignedVector<float>* /*centroids*/) const {

@@ -257,6 +257,10 @@ void PqCodec::parse_basis(const Options& options) {
     p.span = 1;
   }
   p.seed = options.integer("seed", 0, 1 << 30);
+  MILLION_REQUIRE(plain || width() % 4 == 0, ErrorCode::kUsage,
+                  "codec pq: frame, rotation and metric need {} KV heads of head_dim {} to be a "
+                  "multiple of 4 channels; use frame=off",
+                  span(), id_.geometry().head_dim);
 }
 
 /// Signed bytes in a file are whole numbers beside their scales.
@@ -283,15 +287,28 @@ AlignedVector<int8_t> load_bytes(const TensorBag& bag, const std::string& name,
   return values;
 }
 
+/// n matrices [rows][columns] of elements of `size` bytes, turned: files keep the order of the
+/// mathematics, memory that of the kernels.
+AlignedVector<int8_t> turned(const AlignedVector<int8_t>& x, std::size_t n, std::size_t rows,
+                             std::size_t columns, std::size_t size = 1) {
+  AlignedVector<int8_t> out(x.size());
+  for (std::size_t i = 0; i < n; ++i)
+    for (std::size_t r = 0; r < rows; ++r)
+      for (std::size_t c = 0; c < columns; ++c)
+        std::copy_n(x.data() + ((i * rows + r) * columns + c) * size, size,
+                    out.data() + ((i * columns + c) * rows + r) * size);
+  return out;
+}
+
 void save_matrix(const ByteMatrix& m, const std::string& name, TensorBag* bag) {
-  const std::size_t rank = m.scale.size();
-  save_bytes(m.values, m.scale, {rank, m.values.size() / rank}, name, bag);
+  const std::size_t rank = m.scale.size(), w = m.values.size() / rank;
+  save_bytes(turned(m.values, 1, w / 4, rank, 4), m.scale, {rank, w}, name, bag);
 }
 
 ByteMatrix load_matrix(const TensorBag& bag, const std::string& name, std::size_t rank,
                        std::size_t w) {
   ByteMatrix m;
-  m.values = load_bytes(bag, name, {rank, w}, rank, &m.scale);
+  m.values = turned(load_bytes(bag, name, {rank, w}, rank, &m.scale), 1, rank, w / 4, 4);
   return m;
 }
 
@@ -320,7 +337,8 @@ TensorBag PqCodec::save() const {
     const auto M = static_cast<std::size_t>(s.M), K = static_cast<std::size_t>(s.K());
     const PqBook& book = tables_->books[i];
     const std::vector<std::size_t> shape = {M, K, rank / M};
-    if (!tables_->bases.empty()) return save_bytes(book.bytes, book.scale, shape, name, &bag);
+    if (!tables_->bases.empty())
+      return save_bytes(turned(book.bytes, M, rank / M, K), book.scale, shape, name, &bag);
     bag.tensors[name] = {shape, std::vector<float>(book.size())};
     book.expand(0, s.M, bag.tensors[name].data.data());
   });
@@ -351,7 +369,7 @@ void PqCodec::load(const TensorBag& bag) {
     book.dsub = static_cast<int>(rank / M);
     const std::vector<std::size_t> shape = {M, K, rank / M};
     if (with_bases)
-      book.bytes = load_bytes(bag, name, shape, rank, &book.scale);
+      book.bytes = turned(load_bytes(bag, name, shape, rank, &book.scale), M, K, rank / M);
     else
       book.set(require_tensor(bag, name, shape).data.data(), false);
   });

@@ -29,23 +29,10 @@ CodecInfo commvq_codec();
 std::span<const CodecInfo> codec_table() {
   // clang-format off: a line each
   static const CodecInfo kTable[] = {
-      fp16_codec(),
-      pq_codec(),
-      kvquant_codec(),
-      kivi_codec(),
-      quanto_codec(),
-      uniform_codec(),
-      turboquant_codec(),
-      commvq_codec(),
-      q8_0_codec(),
-      q4_0_codec(),
-      q4_1_codec(),
-      q5_0_codec(),
-      q5_1_codec(),
-      iq4_nl_codec(),
-      nf4_codec(),
-      fp8_codec(),
-      fp4_codec(),
+      fp16_codec(),    pq_codec(),         kvquant_codec(), kivi_codec(),   quanto_codec(),
+      uniform_codec(), turboquant_codec(), commvq_codec(),  q8_0_codec(),   q4_0_codec(),
+      q4_1_codec(),    q5_0_codec(),       q5_1_codec(),    iq4_nl_codec(), nf4_codec(),
+      fp8_codec(),     fp4_codec(),
   };
   // clang-format on
   return kTable;

@@ -55,7 +55,7 @@ struct PqBasisParams {
 /// One matrix as signed bytes with a scale for each axis: its rounding adds 2e-4 of the mean
 /// variance, a hundredth of what 4-bit codes lose, at half the memory of halves.
 struct ByteMatrix {
-  AlignedVector<int8_t> values;  ///< [rank][w]
+  AlignedVector<int8_t> values;  ///< [w / 4][rank][4], as attend_coded reads D^T
   std::vector<float> scale;      ///< [rank]
 
   static ByteMatrix from(const std::vector<float>& m, int rank);
@@ -73,12 +73,20 @@ struct PqBasis {
   ByteMatrix encode;  ///< E
   ByteMatrix decode;  ///< D^T; empty where E is orthogonal and serves both
   const ByteMatrix& decoder() const { return decode.values.empty() ? encode : decode; }
+  /// D coded_mean as a sum of few products of a function of the place and a vector, for
+  /// attend_coded: places [n_places][period], place_mean [w][n_places]. Empty without coded_mean or
+  /// where the period is no multiple of 64.
+  AlignedVector<float> places, place_mean;
+  int n_places = 0;
   uint64_t bytes() const {
-    return mean.capacity() * sizeof(float) + coded_mean.capacity() * sizeof(uint16_t) +
-           encode.bytes() + decode.bytes();
+    return (mean.capacity() + places.capacity() + place_mean.capacity()) * sizeof(float) +
+           coded_mean.capacity() * sizeof(uint16_t) + encode.bytes() + decode.bytes();
   }
-  /// Fills coded_mean where the frame is short and no axis was left out.
+  /// Fills coded_mean where the frame is short and no axis was left out, and what follows from it.
   void turn_mean(const KvGeometry& geometry, const KeyFrame& frame);
+
+ private:
+  void split_places(int period);
 };
 
 /// Rows [n][w] of unit `unit` of a layer in `frame`, the mean of the frame removed where `centre`

@@ -152,6 +152,27 @@ class PqStore final : public CodeStore {
       add_coded_mean(*unit.basis, t, 1.0f, y + static_cast<int64_t>(t - begin) * rank_);
   }
 
+  int coded_units() const override {
+    const bool centred = units_[0].basis && !units_[0].basis->mean.empty();
+    const bool fits = units_[0].basis && (!centred || units_[0].basis->n_places > 0);
+    return fits ? static_cast<int>(units_.size()) : 0;
+  }
+
+  CodedUnit coded_unit(int u) const override {
+    const Unit& unit = units_[u];
+    const PqBasis& basis = *unit.basis;
+    const ByteMatrix& decoder = basis.decoder();
+    return {{shape_.M, shape_.nbits, unit.pointers.data(), unit.book->bytes.data(),
+             unit.book->scale.data()},
+            span_,
+            rank_,
+            decoder.values.data(),
+            decoder.scale.data(),
+            basis.n_places,
+            basis.places.data(),
+            basis.place_mean.data()};
+  }
+
   void to_coded(int head, const float* rows, int n, float* y) const override {
     thread_local AlignedVector<float> matrix;
     units_[head / span_].basis->decoder().expand(false, &matrix);

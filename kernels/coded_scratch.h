@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: Apache-2.0
+// How attend_coded divides its scratch memory. Internal linkage: files of several instruction sets
+// include it.
+#pragma once
+
+#include "kernels/ops.h"
+
+namespace million {
+namespace {
+
+struct CodedScratch {
+  static constexpr int kTiles = kPqBlock / 64 + 1;  ///< of 64 places, that a block may touch
+  static constexpr int kTileStride = 80;  ///< places: a register may hang over on either side
+  static constexpr int kRows = 4;         ///< queries turned at once
+
+  int n_frames;
+  std::size_t stride;    ///< tokens of a row below
+  int8_t* q8;            ///< [n_frames][n_heads][rank] queries in steps of q_scale
+  float* q_scale;        ///< [n_frames][n_heads]
+  float* q_bias;         ///< [n_frames][n_heads] takes back the offset that makes keys unsigned
+  float* q_mean;         ///< [n_frames][n_heads][n_places]
+  float* scores;         ///< [n_heads][stride]
+  uint8_t* quads;        ///< [kTiles][rank / 4][kTileStride][4] keys of a block, 64 bytes before
+  uint8_t* weights;      ///< [n_heads][stride]
+  uint8_t* values;       ///< [stride / 64][4][64]
+  uint16_t* groups;      ///< [n_heads][stride / 64] 64-token groups that count, by class
+  uint16_t* any_group;   ///< [stride / 64] groups that some head needs
+  float* group_sums;     ///< [stride / 64] weights of one head's groups
+  float* group_max;      ///< [stride / 64] largest scores
+  uint8_t* group_class;  ///< [stride / 64]
+  float* turned;         ///< [kRows][rank]
+  float* column;         ///< [rank] scale of D^T times scale of the keys
+  int32_t* offset;       ///< [rank] -128 times the column sums of D^T
+  std::size_t floats;    ///< all of it
+
+  explicit CodedScratch(const CodedAttendArgs& a) {
+    n_frames = coded_frames(a);
+    const auto tokens = static_cast<std::size_t>(a.n_tokens < 0 ? 0 : a.n_tokens);
+    stride = (tokens + kPqBlock - 1) / kPqBlock * kPqBlock + 64;
+    const std::size_t heads = static_cast<std::size_t>(a.n_heads);
+    const std::size_t rank = static_cast<std::size_t>(a.rank);
+    const std::size_t queries = static_cast<std::size_t>(n_frames) * heads;
+    floats = 0;
+    take(&q8, a.scratch, queries * rank);
+    take(&q_scale, a.scratch, queries);
+    take(&q_bias, a.scratch, queries);
+    take(&q_mean, a.scratch, queries * static_cast<std::size_t>(a.n_places));
+    take(&scores, a.scratch, heads * stride);
+    take(&quads, a.scratch, kTiles * rank * kTileStride + 128);
+    quads += 64;
+    take(&weights, a.scratch, heads * stride);
+    take(&values, a.scratch, 4 * stride);
+    take(&groups, a.scratch, heads * (stride / 64));
+    take(&any_group, a.scratch, stride / 64);
+    take(&group_sums, a.scratch, stride / 64);
+    take(&group_max, a.scratch, stride / 64);
+    take(&group_class, a.scratch, stride / 64);
+    take(&turned, a.scratch, kRows * rank);
+    take(&column, a.scratch, rank);
+    take(&offset, a.scratch, rank);
+  }
+
+ private:
+  template <class T>
+  void take(T** at, float* base, std::size_t count) {
+    *at = reinterpret_cast<T*>(base + floats);
+    floats += (count * sizeof(T) + 63) / 64 * 16;
+  }
+};
+
+}  // namespace
+}  // namespace million

@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "lib/cache/fused_attention.h"
+
+#include "kernels/ops.h"
+
+#include <algorithm>
+#include <vector>
+
+namespace million {
+namespace {
+
+/// Shape of a call over n tokens from place `first` of a frame on; pointers into data are left out.
+CodedAttendArgs shape_of(const KvGeometry& g, const KindCache& k, const KindCache& v, int unit,
+                         int n, int first) {
+  const CodedUnit key = k.store().coded_unit(unit), value = v.store().coded_unit(unit);
+  CodedAttendArgs args{};
+  args.n_heads = key.span * g.group();
+  args.span = key.span;
+  args.head_dim = g.head_dim;
+  args.rank = key.rank;
+  args.n_tokens = n;
+  args.frame = k.frame().block;
+  args.first = first;
+  args.basis = key.basis;
+  args.basis_scale = key.basis_scale;
+  args.n_places = key.n_places;
+  args.places = key.places;
+  args.mean = key.mean;
+  args.k = key.side;
+  args.v = value.side;
+  return args;
+}
+
+/// The unit's queries [frame][heads][head_dim], turned back to each frame that args touches.
+void turn_to_frames(const KvGeometry& g, const RopeTable& rope, const CodedAttendArgs& args,
+                    int64_t first_frame, const float* q, AlignedVector<float>* turned) {
+  const int64_t size = static_cast<int64_t>(args.n_heads) * g.head_dim;
+  const int n = coded_frames(args);
+  turned->resize(static_cast<size_t>(n) * size);
+  std::vector<float> sines(rope.n_pairs());
+  for (int i = 0; i < n; ++i) {
+    float* to = turned->data() + i * size;
+    std::copy_n(q, size, to);
+    const int64_t by = first_frame + static_cast<int64_t>(i) * args.frame;
+    const float* from = rope.sines(by);
+    for (size_t p = 0; p < sines.size(); ++p) sines[p] = -from[p];
+    for (int h = 0; h < args.n_heads; ++h)
+      ops().rope_row(to + static_cast<int64_t>(h) * g.head_dim, rope.cosines(by), sines.data(),
+                     rope.n_pairs(), rope.adjacent());
+  }
+}
+
+}  // namespace
+
+int fused_units(const KvGeometry& g, const KindCache& k, const KindCache& v) {
+  const int units = k.store().coded_units();
+  if (!ops().attend_coded || units == 0 || v.store().coded_units() != units) return 0;
+  if (k.frame().type != KeyFrame::Type::kBlock) return 0;
+  const CodedUnit key = k.store().coded_unit(0), value = v.store().coded_unit(0);
+  const bool same = key.span == value.span && key.rank == value.rank;
+  return same && coded_shape_fits(shape_of(g, k, v, 0, 1, 0)) ? units : 0;
+}
+
+void attend_fused(const KvGeometry& g, const RopeTable& rope, const KindCache& k,
+                  const KindCache& v, int unit, int64_t begin, int64_t end, const float* q,
+                  const SkipRule& skip, SoftmaxState* state, float* sums, int64_t* left_out) {
+  const int64_t position = k.sinks().size() + begin, block = k.frame().block;
+  const int64_t first = position % block;
+  CodedAttendArgs args =
+      shape_of(g, k, v, unit, static_cast<int>(end - begin), static_cast<int>(first));
+  thread_local AlignedVector<float> turned, scratch;
+  const int64_t head = static_cast<int64_t>(unit) * args.n_heads;
+  turn_to_frames(g, rope, args, position - first, q + head * g.head_dim, &turned);
+  scratch.resize(coded_scratch_floats(args));
+  args.q = turned.data();
+  args.scratch = scratch.data();
+  args.k.blocks += begin / kPqBlock;
+  args.v.blocks += begin / kPqBlock;
+  args.skip = skip.share;
+  args.floor = skip.floor ? skip.floor + head : nullptr;
+  args.state = state;
+  args.acc = sums;
+  args.left_out = left_out;
+  ops().attend_coded(args);
+}
+
+void fused_value_rows(const KvGeometry& g, const KindCache& v, int unit, float* sums, float* rows) {
+  CodedAttendArgs args = shape_of(g, v, v, unit, 0, 0);
+  args.acc = sums;
+  ops().coded_rows(args, rows);
+}
+
+}  // namespace million
