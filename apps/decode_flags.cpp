@@ -40,6 +40,12 @@ void add_common(CLI::App& app, DecodeFlags& f) {
       ->capture_default_str()
       ->group(run);
   app.add_flag("--sync-encode", f.sync_encode, "encode in the decoding thread")->group(run);
+  app.add_option("--skip-mass", f.skip_mass,
+                 "leave out the values of 64 coded tokens of a head with surely less than this "
+                 "share of its weight (fused kernels); 0 = exact")
+      ->capture_default_str()
+      ->check(CLI::Range(0.0f, 0.1f))
+      ->group(run);
 }
 
 void add_generation(CLI::App& app, DecodeFlags& f) {
@@ -76,7 +82,13 @@ void DecodeFlags::add_to(CLI::App& app) {
   CLI::App* bench = app.add_subcommand("bench", "speed and memory by context depth");
   add_common(*bench, *this);
   const char* group = "Bench";
-  bench->add_option("--text", text, "text to prefill with")->required()->group(group);
+  bench->add_option("--text", text, "text to prefill with")->group(group);
+  bench
+      ->add_option("--fill", fill,
+                   "text | synthetic: random rows through the encoder, deep contexts in seconds")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"text", "synthetic"}))
+      ->group(group);
   bench->add_option("--depths", depths, "context depths, tokens, ascending")
       ->delimiter(',')
       ->capture_default_str()
@@ -96,7 +108,7 @@ Generator DecodeInputs::generator(const DecodeFlags& flags) const {
   MILLION_REQUIRE(methods.size() == 1, ErrorCode::kUsage, "--codec: got {} methods, {} takes one",
                   methods.size(), flags.command);
   return Generator(model, options, methods[0], {flags.temperature, flags.top_k, flags.top_p, seed},
-                   !flags.sync_encode);
+                   !flags.sync_encode, flags.skip_mass);
 }
 
 std::unique_ptr<DecodeInputs> load_decode_inputs(const DecodeFlags& f, const AppContext& context) {

@@ -72,10 +72,12 @@ int chat(const DecodeFlags& flags, const AppContext& context) {
 
 int bench(const DecodeFlags& flags, const AppContext& context) {
   const auto in = load_decode_inputs(flags, context);
-  MILLION_REQUIRE(!flags.text.empty(), ErrorCode::kUsage,
-                  "bench needs --text FILE to prefill with");
-  const TokenText text = load_text(in->model->tokenizer, flags.text);
-  const SpeedPlan plan{flags.depths, flags.steps, flags.repeats, in->options, !flags.sync_encode};
+  const bool synthetic = flags.fill == "synthetic";
+  MILLION_REQUIRE(synthetic || !flags.text.empty(), ErrorCode::kUsage,
+                  "bench needs --text FILE to prefill with, or --fill synthetic");
+  const TokenText text = synthetic ? TokenText{} : load_text(in->model->tokenizer, flags.text);
+  const SpeedPlan plan{flags.depths,       flags.steps, flags.repeats,  in->options,
+                       !flags.sync_encode, synthetic,   flags.skip_mass};
   const auto lanes = measure_speed(in->model, in->methods, text, plan);
   const double bandwidth = measure_read_bandwidth();  // last: its buffer counts in the peak memory
   const bool to_file = !context.json.empty() && context.json != "-";

@@ -25,6 +25,7 @@ struct DenseAttendArgs {
   const uint16_t* v;    ///< [n_tokens][head_dim] f16
   SoftmaxState* state;  ///< [n_group], merged into
   float* acc;           ///< [n_group][head_dim], merged into
+  const uint16_t *next_k = nullptr, *next_v = nullptr;  ///< rows of the call after this, to fetch
 };
 
 /// The same over f32 rows (decode-then-attend of a codec without a fused kernel).
@@ -35,6 +36,7 @@ struct DenseAttendF32Args {
   const float* v;
   SoftmaxState* state;
   float* acc;
+  const float *next_k = nullptr, *next_v = nullptr;
 };
 
 /// One side (keys or values) of a PQ-coded run: blocks as in layout.h.

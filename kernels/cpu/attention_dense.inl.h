@@ -4,6 +4,7 @@
 // time so that their accumulators stay in registers, and later batches find the tile in L1. [FA2]
 #pragma once
 
+#include "kernels/cpu/prefetch.inl.h"
 #include "kernels/cpu/softmax_tile.inl.h"
 #include "kernels/ops.h"
 
@@ -27,8 +28,9 @@ struct F32Rows {
 /// s[h][t] = q[h] . k[t] for n <= kTile tokens; s [kHeads][kTile], lanes beyond n may be written.
 template <class Rows, int kHeads>
 MILLION_INLINE void score_tile(const typename Rows::Value* k, int head_dim, int n, const float* q,
-                               float* s) {
+                               float* s, PrefetchAhead<3>& next) {
   for (int t = 0; t < n; t += 4) {
+    next.step();
     const typename Rows::Value* row[4];
     for (int j = 0; j < 4; ++j)
       row[j] = k + static_cast<std::ptrdiff_t>(t + j < n ? t + j : n - 1) * head_dim;
@@ -59,11 +61,12 @@ MILLION_INLINE void score_tile(const typename Rows::Value* k, int head_dim, int 
 /// acc[h][column...] += sum_t p[h][t] v[t][column...] for kColumns vectors of columns.
 template <class Rows, int kHeads, int kColumns>
 MILLION_INLINE void value_columns(const typename Rows::Value* v, int head_dim, int n,
-                                  const float* p, float* acc) {
+                                  const float* p, float* acc, PrefetchAhead<3>& next) {
   F sum[kHeads][kColumns];
   for (int h = 0; h < kHeads; ++h)
     for (int c = 0; c < kColumns; ++c) sum[h][c] = load(acc + h * head_dim + c * kLanes);
   for (int t = 0; t < n; ++t, v += head_dim) {
+    if (t % 4 == 0) next.step();
     F value[kColumns];
     for (int c = 0; c < kColumns; ++c) value[c] = Rows::get(v + c * kLanes);
     for (int h = 0; h < kHeads; ++h) {
@@ -89,47 +92,69 @@ inline void value_tail(const typename Rows::Value* v, int head_dim, int n, int w
 
 template <class Rows, int kHeads>
 inline void value_tile(const typename Rows::Value* v, int head_dim, int n, const float* p,
-                       float* acc) {
+                       float* acc, PrefetchAhead<3>& next) {
   int i = 0;
   for (; i + kColumnVecs * kLanes <= head_dim; i += kColumnVecs * kLanes)
-    value_columns<Rows, kHeads, kColumnVecs>(v + i, head_dim, n, p, acc + i);
+    value_columns<Rows, kHeads, kColumnVecs>(v + i, head_dim, n, p, acc + i, next);
   for (; i + 2 * kLanes <= head_dim; i += 2 * kLanes)
-    value_columns<Rows, kHeads, 2>(v + i, head_dim, n, p, acc + i);
+    value_columns<Rows, kHeads, 2>(v + i, head_dim, n, p, acc + i, next);
   for (; i + kLanes <= head_dim; i += kLanes)
-    value_columns<Rows, kHeads, 1>(v + i, head_dim, n, p, acc + i);
+    value_columns<Rows, kHeads, 1>(v + i, head_dim, n, p, acc + i, next);
   if (i < head_dim) value_tail<Rows, kHeads>(v + i, head_dim, n, head_dim - i, p, acc + i);
 }
 
-/// One tile of kHeads heads: scores, weights, values.
+/// One tile of rows for all heads of a group, kHeadBatch at a time.
+template <class Value>
+struct DenseTile {
+  const Value *k, *v;
+  int head_dim, n;
+  const Value *soon_v, *soon_k;  ///< values one tile ahead, keys two; to fetch, may be nullptr
+};
+
+/// One tile of kHeads heads: scores, weights, values. Meanwhile the rows of later tiles are
+/// fetched.
 template <class Rows, int kHeads>
-void attend_tile(const typename Rows::Value* k, const typename Rows::Value* v, int head_dim, int n,
-                 const float* q, SoftmaxState* state, float* acc) {
+void attend_tile(const DenseTile<typename Rows::Value>& tile, const float* q, SoftmaxState* state,
+                 float* acc) {
   alignas(64) float s[kHeads * kTile];
-  score_tile<Rows, kHeads>(k, head_dim, n, q, s);
+  const int d = tile.head_dim, n = tile.n, steps = (n + 3) / 4;
+  const std::size_t bytes = static_cast<std::size_t>(n * d) * sizeof(*tile.k);
+  PrefetchAhead<3> values(tile.soon_v, bytes, steps), keys(tile.soon_k, bytes, steps);
+  score_tile<Rows, kHeads>(tile.k, d, n, q, s, values);
   for (int h = 0; h < kHeads; ++h)
-    scale_row(acc + h * head_dim, row_weights(s + h * kTile, n, 1.0f, state[h]), head_dim);
-  value_tile<Rows, kHeads>(v, head_dim, n, s, acc);
+    scale_row(acc + h * d, row_weights(s + h * kTile, n, 1.0f, state[h]), d);
+  value_tile<Rows, kHeads>(tile.v, d, n, s, acc, keys);
 }
 
 template <class Rows, int kHeads>
-inline void attend_heads(int n_heads, const typename Rows::Value* k, const typename Rows::Value* v,
-                         int head_dim, int n, const float* q, SoftmaxState* state, float* acc) {
+inline void attend_heads(int n_heads, const DenseTile<typename Rows::Value>& tile, const float* q,
+                         SoftmaxState* state, float* acc) {
   if (n_heads >= kHeads) {
-    attend_tile<Rows, kHeads>(k, v, head_dim, n, q, state, acc);
+    attend_tile<Rows, kHeads>(tile, q, state, acc);
   } else if constexpr (kHeads > 1) {
-    attend_heads<Rows, kHeads - 1>(n_heads, k, v, head_dim, n, q, state, acc);
+    attend_heads<Rows, kHeads - 1>(n_heads, tile, q, state, acc);
   }
 }
 
 template <class Rows, class Args>
 inline void attend_rows(const Args& args) {
   const int d = args.head_dim;
+  /// Rows `tiles` tiles behind token t, in this call's rows or the next one's.
+  const auto ahead = [&](const auto* rows, const auto* next, int t, int tiles) {
+    const std::ptrdiff_t at = t + tiles * kTile, beyond = at - args.n_tokens;
+    if (beyond < 0) return rows + at * d;
+    return next ? next + beyond / kTile * kTile * d : nullptr;
+  };
   for (int t = 0; t < args.n_tokens; t += kTile) {
     const int n = args.n_tokens - t < kTile ? args.n_tokens - t : kTile;
-    const auto* k = args.k + static_cast<std::ptrdiff_t>(t) * d;
-    const auto* v = args.v + static_cast<std::ptrdiff_t>(t) * d;
+    const DenseTile<typename Rows::Value> tile{args.k + static_cast<std::ptrdiff_t>(t) * d,
+                                               args.v + static_cast<std::ptrdiff_t>(t) * d,
+                                               d,
+                                               n,
+                                               ahead(args.v, args.next_v, t, 1),
+                                               ahead(args.k, args.next_k, t, 2)};
     for (int g = 0; g < args.n_group; g += kHeadBatch)
-      attend_heads<Rows, kHeadBatch>(args.n_group - g, k, v, d, n, args.q + g * d, args.state + g,
+      attend_heads<Rows, kHeadBatch>(args.n_group - g, tile, args.q + g * d, args.state + g,
                                      args.acc + g * d);
   }
 }

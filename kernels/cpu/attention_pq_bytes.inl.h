@@ -15,6 +15,7 @@
 #pragma once
 
 #include "kernels/cpu/attention_pq.inl.h"
+#include "kernels/cpu/prefetch.inl.h"
 
 namespace million::MILLION_ISA {
 namespace {
@@ -111,26 +112,12 @@ HeadPlan plan_head(float* tables, int M, int K, BytePass* passes) {
   return {unit * static_cast<float>(1 << last), bias, n};
 }
 
-/// Brings the next block of codes into L2 while this one is worked on, a few lines per step: blocks
-/// lie apart, which no hardware prefetcher follows.
-struct PrefetchAhead {
-  const uint8_t *at, *end;
-  int lines_per_step = 0;
-  PrefetchAhead(const uint8_t* block, std::size_t bytes, int n_steps)
-      : at(block), end(block ? block + bytes : block) {
-    if (n_steps > 0) lines_per_step = static_cast<int>(bytes / 64) / n_steps + 1;
-  }
-  void step() {
-    for (int i = 0; i < lines_per_step && at < end; ++i, at += 64) __builtin_prefetch(at, 0, 2);
-  }
-};
-
 /// Scores of kChunks * 64 tokens from `chunk` on, one head.
 template <int kRegs, int kChunks>
 MILLION_INLINE void byte_scores(const PqAttendArgs& args, const uint8_t* block, int chunk,
                                 const CodeReader<kRegs != 4>& reader, const float* tables,
                                 const BytePass* passes, const HeadPlan& plan, float* s,
-                                PrefetchAhead& next) {
+                                PrefetchAhead<>& next) {
   const int K = 1 << args.k.nbits;
   TokenSums sums[kChunks];
   for (int i = 0; i < plan.n_passes;) {
@@ -182,7 +169,7 @@ MILLION_INLINE void byte_columns(const uint8_t* run, int n_chunks,
 template <int kRegs, int kHeads>
 void byte_values(const PqAttendArgs& args, const uint8_t* block, int n_chunks,
                  const CodeReader<kRegs != 4>& reader, const uint8_t* tables,
-                 const uint8_t* weights, float* sums, PrefetchAhead& next) {
+                 const uint8_t* weights, float* sums, PrefetchAhead<>& next) {
   const int d = args.head_dim, dsub = d / args.v.M, K = 1 << args.v.nbits;
   for (int m = 0; m < args.v.M; ++m) {
     next.step();
@@ -276,7 +263,7 @@ struct ByteScratch {
 template <int kRegs>
 void add_block_values(const PqAttendArgs& args, const uint8_t* block, int n, const float* s,
                       const ByteScratch& scratch, const CodeReader<kRegs != 4>& reader,
-                      PrefetchAhead& next) {
+                      PrefetchAhead<>& next) {
   const int d = args.head_dim, n_chunks = (n + kByteLanes - 1) / kByteLanes;
   float max[kMaxQueryHeads], sum[kMaxQueryHeads];
   for (int g = 0; g < args.n_group; ++g)
@@ -318,7 +305,7 @@ void add_block_values(const PqAttendArgs& args, const uint8_t* block, int n, con
 template <int kRegs>
 void block_scores(const PqAttendArgs& args, const uint8_t* block, int n, const PqScratch& scratch,
                   const BytePass* passes, const HeadPlan* plans,
-                  const CodeReader<kRegs != 4>& reader, PrefetchAhead& next) {
+                  const CodeReader<kRegs != 4>& reader, PrefetchAhead<>& next) {
   constexpr int kAll = kPqBlock / kByteLanes;
   const int M = args.k.M;
   for (int g = 0; g < args.n_group; ++g) {
@@ -344,7 +331,7 @@ struct CodeReaders {
 
 inline void score_block(const PqAttendArgs& args, const uint8_t* block, int n,
                         const PqScratch& scratch, const BytePass* passes, const HeadPlan* plans,
-                        const CodeReaders& readers, PrefetchAhead& next) {
+                        const CodeReaders& readers, PrefetchAhead<>& next) {
   if (args.k.nbits == 8) {
     block_scores<4>(args, block, n, scratch, passes, plans, readers.whole, next);
   } else if (args.k.nbits == 7) {
@@ -356,7 +343,7 @@ inline void score_block(const PqAttendArgs& args, const uint8_t* block, int n,
 
 inline void value_block(const PqAttendArgs& args, const uint8_t* block, int n, const float* s,
                         const ByteScratch& scratch, const CodeReaders& readers,
-                        PrefetchAhead& next) {
+                        PrefetchAhead<>& next) {
   if (args.v.nbits == 8) {
     add_block_values<4>(args, block, n, s, scratch, readers.whole, next);
   } else if (args.v.nbits == 7) {
@@ -388,9 +375,9 @@ void attend_pq_bytes(const PqAttendArgs& args) {
     const uint8_t* k_block = args.k.blocks[t / kPqBlock];
     const uint8_t* v_block = args.v.blocks[t / kPqBlock];
     const bool last = t + kPqBlock >= args.n_tokens;
-    PrefetchAhead next_v(v_block, pq_block_bytes(args.v.M, args.v.nbits), n_passes);
-    PrefetchAhead next_k(last ? nullptr : args.k.blocks[t / kPqBlock + 1],
-                         pq_block_bytes(args.k.M, args.k.nbits), args.v.M);
+    PrefetchAhead<> next_v(v_block, pq_block_bytes(args.v.M, args.v.nbits), n_passes);
+    PrefetchAhead<> next_k(last ? nullptr : args.k.blocks[t / kPqBlock + 1],
+                           pq_block_bytes(args.k.M, args.k.nbits), args.v.M);
     if (k_bytes) {
       score_block(args, k_block, n, scratch, bytes.passes, plans, readers, next_v);
     } else {

@@ -11,6 +11,7 @@
 #include "lib/core/parallel.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <numeric>
 #include <shared_mutex>
@@ -173,6 +174,7 @@ struct KvCache::Impl {
   std::vector<float> floor;
   float skip_share = 0.0f;
   std::vector<int64_t> left_out = {0, 0};
+  double single_query_ms = 0.0;
   BlockEncoder encoder;  // last member: its thread stops before the stores go
 };
 
@@ -298,15 +300,22 @@ void KvCache::Impl::attend_codes(const Layer& layer, int head, int64_t begin, in
 void KvCache::Impl::attend_exact(const ExactRun& k, int64_t k_at, const ExactRun& v, int64_t v_at,
                                  int64_t n, int head, const float* q, SoftmaxState* state,
                                  float* acc) const {
-  while (n > 0) {
-    int64_t k_run = 0, v_run = 0;
-    const uint16_t *k_rows = k.at(head, k_at, &k_run), *v_rows = v.at(head, v_at, &v_run);
-    const int64_t run = std::min({n, k_run, v_run});
-    ops().attend_f16({geometry.group(), geometry.head_dim, static_cast<int>(run), q, k_rows, v_rows,
-                      state, acc});
-    k_at += run;
-    v_at += run;
-    n -= run;
+  int64_t k_run = 0, v_run = 0;
+  const auto run_at = [&](int64_t at, const uint16_t** k_rows, const uint16_t** v_rows) {
+    *k_rows = k.at(head, k_at + at, &k_run);
+    *v_rows = v.at(head, v_at + at, &v_run);
+    return std::min({n - at, k_run, v_run});
+  };
+  const uint16_t *k_rows, *v_rows, *next_k = nullptr, *next_v = nullptr;
+  int64_t next = n > 0 ? run_at(0, &k_rows, &v_rows) : 0;
+  for (int64_t at = 0; at < n;) {
+    const int64_t count = next;
+    if (at + count < n) next = run_at(at + count, &next_k, &next_v);
+    ops().attend_f16({geometry.group(), geometry.head_dim, static_cast<int>(count), q, k_rows,
+                      v_rows, state, acc, next_k, next_v});
+    at += count;
+    k_rows = next_k;
+    v_rows = next_v;
   }
 }
 
@@ -407,7 +416,9 @@ void KvCache::Impl::attend_run(Layer& layer, int64_t first, int n, bool single, 
     if (rule.seen(n_after - 1) > 0) encoder.wait(kind.ticket());
     if (single) kind.drop(rule.seen(n_after - 1));
   });
-  if (single)
+  if (!out)
+    encoder.wait(last_ticket);  // rows are handed over faster than they are encoded
+  else if (single)
     attend_one(layer, q, out);
   else
     attend_many(layer, first, q, n, out);
@@ -431,6 +442,7 @@ void KvCache::attend(int layer_index, const float* q, const float* k, const floa
                      float* out) {
   Impl& m = *impl_;
   Impl::Layer& layer = m.layers[layer_index];
+  const auto start = std::chrono::steady_clock::now();
   MILLION_REQUIRE(
       m.n_tokens == 0 || m.any_call, ErrorCode::kUsage,
       "protocol all-distorted with {} takes a sequence in one call: set the chunk to the "
@@ -447,11 +459,17 @@ void KvCache::attend(int layer_index, const float* q, const float* k, const floa
   const bool single = n == 1;
   for (int64_t first = m.n_tokens; first < n_after;) {
     const int64_t end = m.run_end(first, n_after), at = (first - m.n_tokens) * row;
-    m.attend_run(layer, first, static_cast<int>(end - first), single, q + at, out + at);
+    m.attend_run(layer, first, static_cast<int>(end - first), single, q ? q + at : nullptr,
+                 out ? out + at : nullptr);
     first = end;
   }
   if (layer_index == m.geometry.n_layers - 1) m.n_tokens = n_after;
+  if (single)
+    m.single_query_ms +=
+        std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
 }
+
+double KvCache::single_query_ms() const { return impl_->single_query_ms; }
 
 CacheBytes KvCache::bytes() const {
   CacheBytes sum;

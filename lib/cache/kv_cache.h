@@ -54,7 +54,8 @@ class KvCache {
   /// each with the same n; n_tokens() grows after the last layer. Rows: q, out [n][n_heads][d];
   /// k, v [n][n_kv_heads][d]; q and k after RoPE. Exact rows are held as f16, and codes are made
   /// from those. all_distorted takes a sequence in one call unless the codecs work row by row or
-  /// have a residual rule, and there is no window (Error(kUsage) otherwise).
+  /// have a residual rule, and there is no window (Error(kUsage) otherwise). q = out = nullptr
+  /// appends without attention, to fill a cache for speed measurements.
   void attend(int layer, const float* q, const float* k, const float* v, int n, float* out);
   /// Values of 64 coded tokens of a head are left out of a single query's sum when their share of
   /// its weight is surely below `share`; 0 = never. Fused kernels only. See left_out().
@@ -64,6 +65,8 @@ class KvCache {
     int64_t groups = 0, all = 0;
   };
   LeftOut left_out() const;
+  /// Wall time of all single-query attend() calls so far, appending and handing over included.
+  double single_query_ms() const;
   CacheBytes bytes() const;
   /// Bits per stored value from allocated bytes; with_shared counts the codebooks too.
   double measured_bits(bool with_shared) const;

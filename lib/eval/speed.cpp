@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "lib/eval/speed.h"
 
+#include "kernels/ops.h"
 #include "lib/core/error.h"
 #include "lib/core/parallel.h"
 #include "lib/core/progress.h"
+#include "lib/core/rng.h"
 #include "lib/eval/method_factory.h"
 #include "lib/eval/session.h"
 #include "lib/results/provenance.h"
@@ -30,8 +32,10 @@ int32_t top_token(const AlignedVector<float>& logits) {
 
 /// One method's sequence while the depths grow.
 struct Lane {
-  explicit Lane(const KvGeometry& g, const Method& m, bool async)
-      : cache(std::make_unique<KvCache>(g, m, Protocol::kDecodePath, async)) {}
+  Lane(const KvGeometry& g, const Method& m, const SpeedPlan& plan)
+      : cache(std::make_unique<KvCache>(g, m, Protocol::kDecodePath, plan.async_encode)) {
+    cache->set_skip_share(plan.skip_share);
+  }
   std::unique_ptr<KvCache> cache;
   int32_t last_token = 0;
   double total_prefill_ms = 0.0;
@@ -52,6 +56,10 @@ class SpeedRun {
                     "depth {}",
                     have, depth);
     result.prefill_tokens = depth - static_cast<int>(have);
+    if (plan_.synthetic) {
+      fill_random(lane, result.prefill_tokens);
+      return result;
+    }
     const auto tokens = std::span(text_.tokens).subspan(have, result.prefill_tokens);
     const auto start = Clock::now();
     const auto hidden = decoder_.forward(tokens, *lane.cache);
@@ -64,18 +72,50 @@ class SpeedRun {
     return result;
   }
 
-  void steps(Lane& lane, std::vector<double>* times) {
+  /// Decode steps; `result` may be nullptr (warm-up).
+  void steps(Lane& lane, DepthSpeed* result) {
+    const auto before = lane.cache->left_out();
     for (int s = 0; s < plan_.steps; ++s) {
       check_interrupted();
+      const double attention = lane.cache->single_query_ms();
       const auto start = Clock::now();
       const auto hidden = decoder_.forward({&lane.last_token, 1}, *lane.cache);
       decoder_.logits(hidden.data(), 1, logits_.data());
       lane.last_token = top_token(logits_);
-      if (times) times->push_back(ms_since(start));
+      if (!result) continue;
+      result->step_ms.push_back(ms_since(start));
+      result->attention_ms.push_back(lane.cache->single_query_ms() - attention);
     }
+    const auto after = lane.cache->left_out();
+    if (result && after.all > before.all)
+      result->left_out = static_cast<double>(after.groups - before.groups) /
+                         static_cast<double>(after.all - before.all);
   }
 
  private:
+  /// Appends n tokens of normal rows, the same for every layer, without attention.
+  void fill_random(Lane& lane, int n) {
+    const KvGeometry g = lane.cache->geometry();
+    if (random_k_.empty()) {
+      Rng rng(kSyntheticSeed);
+      for (auto* rows : {&random_k_, &random_v_}) {
+        rows->resize(static_cast<size_t>(kSyntheticTokens) * g.row());
+        for (float& x : *rows) x = static_cast<float>(rng.normal());
+      }
+    }
+    for (int done = 0; done < n;) {
+      check_interrupted();
+      const int count = std::min(n - done, kSyntheticTokens);
+      for (int l = 0; l < g.n_layers; ++l)
+        lane.cache->attend(l, nullptr, random_k_.data(), random_v_.data(), count, nullptr);
+      done += count;
+    }
+  }
+
+  static constexpr int kSyntheticTokens = 512;
+  static constexpr uint64_t kSyntheticSeed = 5;
+
+  AlignedVector<float> random_k_, random_v_;
   Decoder decoder_;
   const TokenText& text_;
   const SpeedPlan& plan_;
@@ -93,20 +133,38 @@ double quantile(std::vector<double> values, double q) {
   return values[low] + (at - static_cast<double>(low)) * (values[high] - values[low]);
 }
 
+namespace {
+
+/// Refuses a plan whose caches cannot be held at the deepest depth, all methods side by side.
+void require_memory(const KvGeometry& g, const std::vector<Method>& methods, int depth) {
+  const uint64_t available = available_memory_bytes();
+  const double values = 2.0 * depth * g.n_layers * g.row();
+  double bits = 0.0;
+  for (const Method& m : methods) bits += m.nominal_bits();
+  const double needed = values * bits / 8.0;
+  MILLION_REQUIRE(
+      available == 0 || needed < static_cast<double>(available), ErrorCode::kNoResources,
+      "depth {}: {} values of {:.4g} bits (all methods together) need {:.1f} GiB, {:.1f} "
+      "GiB are available; use smaller --depths or fewer methods at a time",
+      depth, values, bits, needed / (1 << 30), static_cast<double>(available) / (1 << 30));
+}
+
+}  // namespace
+
 std::vector<std::vector<DepthSpeed>> measure_speed(std::shared_ptr<const Model> model,
                                                    const std::vector<Method>& methods,
                                                    const TokenText& text, const SpeedPlan& plan) {
   MILLION_REQUIRE(!plan.depths.empty() && std::is_sorted(plan.depths.begin(), plan.depths.end()),
                   ErrorCode::kUsage, "--depths: expected ascending numbers");
-  MILLION_REQUIRE(static_cast<size_t>(plan.depths.back()) <= text.tokens.size(),
+  require_memory(model->config.geometry(), methods, plan.depths.back());
+  MILLION_REQUIRE(plan.synthetic || static_cast<size_t>(plan.depths.back()) <= text.tokens.size(),
                   ErrorCode::kBadInput,
                   "text {} has {} tokens, depth {} needs more; use a longer "
-                  "text",
+                  "text or --fill synthetic",
                   text.name, text.tokens.size(), plan.depths.back());
   SpeedRun run(model, text, plan);
   std::vector<Lane> lanes;
-  for (const Method& m : methods)
-    lanes.emplace_back(model->config.geometry(), m, plan.async_encode);
+  for (const Method& m : methods) lanes.emplace_back(model->config.geometry(), m, plan);
   std::vector<std::vector<DepthSpeed>> result(methods.size());
   Progress progress("speed", static_cast<int64_t>(plan.depths.size() * methods.size()));
   for (int depth : plan.depths) {
@@ -120,7 +178,7 @@ std::vector<std::vector<DepthSpeed>> measure_speed(std::shared_ptr<const Model> 
     }
     for (int round = 0; round <= plan.repeats; ++round)
       for (size_t i = 0; i < lanes.size(); ++i)
-        run.steps(lanes[i], round == 0 ? nullptr : &result[i].back().step_ms);
+        run.steps(lanes[i], round == 0 ? nullptr : &result[i].back());
   }
   return result;
 }
@@ -140,11 +198,14 @@ RunRecord speed_record(const Model& model, const Method& method, const TokenText
               {"chunk", plan.decoder.chunk},
               {"compute", compute_name(plan.decoder.prefill)},
               {"decode", decode_compute_name(plan.decoder.decode)},
-              {"async_encode", plan.async_encode}};
+              {"async_encode", plan.async_encode},
+              {"isa", ops().name},
+              {"fill", plan.synthetic ? "synthetic" : "text"},
+              {"skip_share", plan.skip_share}};
   r.inputs = {{"model", model.config.name},
               {"model_sha256", model.sha256},
-              {"text", text.name},
-              {"text_sha256", text.sha256},
+              {"text", plan.synthetic ? "" : text.name},
+              {"text_sha256", plan.synthetic ? "" : text.sha256},
               {"calibration", to_json(method.calibration)}};
   const double p50 = quantile(speed.step_ms, 0.5);
   const auto n = static_cast<int64_t>(speed.step_ms.size());
@@ -153,8 +214,13 @@ RunRecord speed_record(const Model& model, const Method& method, const TokenText
   r.metric("tpot_p90_ms", quantile(speed.step_ms, 0.9), std::nan(""), n);
   r.metric("tpot_p99_ms", quantile(speed.step_ms, 0.99), std::nan(""), n);
   r.metric("tok_per_s", 1000.0 / p50, std::nan(""), n);
-  r.metric("ttft_ms", speed.ttft_ms);
-  r.metric("prefill_tok_per_s", 1000.0 * speed.prefill_tokens / speed.prefill_ms);
+  r.metric("tpot_max_ms", quantile(speed.step_ms, 1.0), std::nan(""), n);
+  r.metric("attention_ms", quantile(speed.attention_ms, 0.5), std::nan(""), n);
+  r.metric("left_out_share", speed.left_out);
+  if (!plan.synthetic) {
+    r.metric("ttft_ms", speed.ttft_ms);
+    r.metric("prefill_tok_per_s", 1000.0 * speed.prefill_tokens / speed.prefill_ms);
+  }
   r.metric("read_bandwidth_gb_s", bandwidth_gb_s);
   const double step_bytes =
       static_cast<double>(model.weight_bytes) + static_cast<double>(speed.bytes.cache());
@@ -166,6 +232,7 @@ RunRecord speed_record(const Model& model, const Method& method, const TokenText
              {"weights", model.weight_bytes},
              {"peak_rss", speed.peak_rss_bytes}};
   r.times("step_ms", speed.step_ms);
+  r.times("attention_ms", speed.attention_ms);
   return r;
 }
 
@@ -175,6 +242,8 @@ const std::vector<Column>& speed_columns() {
       {"config.depth", "depth"},
       {"metrics.tpot_ms", "TPOT p50 ms", 4},
       {"metrics.tpot_p99_ms", "p99 ms", 4},
+      {"metrics.attention_ms", "attention ms", 4},
+      {"metrics.left_out_share", "values left out", 3},
       {"metrics.tok_per_s", "tokens/s", 4},
       {"metrics.ttft_ms", "TTFT ms", 4},
       {"metrics.prefill_tok_per_s", "prefill tokens/s", 4},

@@ -22,9 +22,11 @@ struct DepthSpeed {
   int prefill_tokens = 0;
   double ttft_ms = 0.0;         ///< prefill from an empty cache up to here, first logits included
   std::vector<double> step_ms;  ///< decode steps, one token each, in order
+  std::vector<double> attention_ms;  ///< of each step: all layers' KvCache::attend
+  double left_out = 0.0;             ///< share of 64-token groups whose values the steps left out
   CacheBytes bytes;
   double bits_cache = 0.0, bits_total = 0.0;
-  uint64_t peak_rss_bytes = 0;    ///< of the process so far, all methods of the run together
+  uint64_t peak_rss_bytes = 0;  ///< of the process so far, all methods of the run together
 };
 
 struct SpeedPlan {
@@ -33,6 +35,10 @@ struct SpeedPlan {
   int repeats = 3;          ///< rounds over the methods; a warm-up round comes first
   DecoderOptions decoder;
   bool async_encode = true;
+  /// Fill caches with random rows through the encoder instead of a prefill of the text: deep
+  /// contexts in seconds; TTFT and prefill then say nothing.
+  bool synthetic = false;
+  float skip_share = 0.0f;  ///< KvCache::set_skip_share
 };
 
 /// Prefills each method's cache with the text up to each depth and times decode steps there, the

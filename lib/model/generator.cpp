@@ -20,12 +20,15 @@ double ms_since(Clock::time_point start) {
 }  // namespace
 
 Generator::Generator(std::shared_ptr<const Model> model, const DecoderOptions& options,
-                     Method method, const SamplerOptions& sampler, bool async_encode)
+                     Method method, const SamplerOptions& sampler, bool async_encode,
+                     float skip_share)
     : model_(std::move(model)),
       decoder_(model_, options),
       cache_(model_->config.geometry(), std::move(method), Protocol::kDecodePath, async_encode),
       sampler_(sampler),
-      logits_(model_->config.n_vocab) {}
+      logits_(model_->config.n_vocab) {
+  cache_.set_skip_share(skip_share);
+}
 
 /// Puts tokens into the cache and leaves the logits behind the last one.
 void Generator::feed(std::span<const int32_t> tokens) {

@@ -25,7 +25,7 @@ struct Generation {
 class Generator {
  public:
   Generator(std::shared_ptr<const Model> model, const DecoderOptions& options, Method method,
-            const SamplerOptions& sampler, bool async_encode);
+            const SamplerOptions& sampler, bool async_encode, float skip_share = 0.0f);
 
   /// Continues `prompt` (the whole text so far) by at most n_predict tokens. What the cache holds
   /// as a prefix of the prompt is not fed again; any other cache content is dropped. `on_text` sees

@@ -105,6 +105,7 @@ int usable_cores() {
 }
 
 uint64_t peak_rss_bytes() { return proc_bytes("/proc/self/status", "VmHWM"); }
+uint64_t available_memory_bytes() { return proc_bytes("/proc/meminfo", "MemAvailable"); }
 
 std::string shell_quote(std::string_view argument) {
   const auto plain = [](char c) {

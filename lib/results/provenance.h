@@ -35,6 +35,8 @@ int usable_cores();
 
 /// Largest resident set of this process so far (VmHWM), or 0 where /proc lacks it.
 uint64_t peak_rss_bytes();
+/// Memory that a new allocation can get without swapping, bytes; 0 when the system does not say.
+uint64_t available_memory_bytes();
 
 /// One argument as a POSIX shell reads it back: plain words stay plain, others get single quotes.
 std::string shell_quote(std::string_view argument);
