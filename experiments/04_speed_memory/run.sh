@@ -6,7 +6,6 @@ source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
 
 depths=$(pick 128,1024,4096 128,512,2048,8192,16384,32768)
 repetitions=$(pick 3 5)
-# frame=off has a fused kernel; ours expands its codes and attends in their coordinates.
 run kv-decode bench "$MODEL" --text "$EVAL_TEXT" "${calibration[@]}" --depths "$depths" \
   --reps "$repetitions" --codec fp16 \
   --codec "pq:M=32,nbits=8,scope=head,frame=off,sinks=4,window=128" \
