@@ -173,14 +173,16 @@ MILLION_INLINE void decode_quad(const CodedSide& side, int rank, int quad,
     const int group = group_at(i), chunk = group % (kPqBlock / kByteLanes);
     const uint8_t* block = side.blocks[group / (kPqBlock / kByteLanes)];
     Bytes axis[4], codes = no_bytes();
+    CodeQuarters<kRegs> quarters(codes);
     const TokenOrder order;
     for (int j = 0; j < 4; ++j) {
       if (j == 0 || m[j] != m[j - 1]) {
         codes =
             reader.load(block + static_cast<std::size_t>(m[j]) * pq_run_bytes(side.nbits), chunk);
         if (kUnsigned) codes = order.apply(codes);
+        quarters = CodeQuarters<kRegs>(codes);
       }
-      axis[j] = ByteTable<kRegs>::look_up(t[j], codes);
+      axis[j] = look_up_quarters<kRegs>(t[j], codes, quarters);
     }
     take(i, group, axis);
   }
@@ -310,9 +312,11 @@ void key_block(const CodedAttendArgs& a, const CodedScratch& s,
 
 /// What one head's value pass needs.
 struct HeadWeights {
-  float factor;                       ///< of the sums of class 0
-  int n;                              ///< groups that count
-  int class_end[kWeightClasses + 1];  ///< classes of s.groups [h]: class c is [end[c], end[c + 1])
+  float factor;                ///< of the sums in units of the run's largest weight
+  int n;                       ///< groups that count
+  int n_classes;               ///< those that have groups
+  int end[kWeightClasses];     ///< of each class in s.groups [h]
+  float unit[kWeightClasses];  ///< of its bytes
 };
 
 /// Class of a group whose largest score is `below` under the largest of all.
@@ -372,11 +376,15 @@ void run_weights(const CodedAttendArgs& a, const CodedScratch& s, int h, HeadWei
     ++count[s.group_class[g]];
   }
   int at[kWeightClasses], n = 0;
+  result->n_classes = 0;
   for (int c = 0; c < kWeightClasses; ++c) {
-    at[c] = result->class_end[c] = n;
+    at[c] = n;
     n += count[c];
+    if (count[c] == 0) continue;
+    result->end[result->n_classes] = n;
+    result->unit[result->n_classes++] = kClassUnit[c];
   }
-  result->class_end[kWeightClasses] = result->n = n;
+  result->n = n;
   uint16_t* groups = s.groups + static_cast<std::size_t>(h) * (s.stride / kByteLanes);
   for (int g = 0; g < n_groups; ++g)
     if (s.group_class[g] < kWeightClasses)
@@ -406,17 +414,15 @@ MILLION_INLINE void sum_group(const uint8_t* values, const uint8_t* weights, uin
 MILLION_INLINE void sum_groups(const uint8_t* values, const uint8_t* weights,
                                const uint16_t* groups, const HeadWeights& head, float* total) {
   F sum[4] = {zero(), zero(), zero(), zero()};
-  for (int c = 0; c < kWeightClasses; ++c) {
-    int i = head.class_end[c];
-    const int end = head.class_end[c + 1];
-    if (i == end) continue;
+  for (int c = 0, i = 0; c < head.n_classes; ++c) {
+    const int end = head.end[c];
     Ints even[4] = {}, odd[4] = {};
     for (; i + 2 <= end; i += 2) {
       sum_group(values, weights, groups[i], even);
       sum_group(values, weights, groups[i + 1], odd);
     }
-    if (i < end) sum_group(values, weights, groups[i], even);
-    const F unit = set1(kClassUnit[c]);
+    for (; i < end; ++i) sum_group(values, weights, groups[i], even);
+    const F unit = set1(head.unit[c]);
     for (int j = 0; j < 4; ++j) sum[j] = vfma(to_floats(even[j] + odd[j]), unit, sum[j]);
   }
   reduce_add4(total, sum[0], sum[1], sum[2], sum[3]);

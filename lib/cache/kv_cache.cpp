@@ -7,6 +7,7 @@
 #include "lib/cache/encoder.h"
 #include "lib/cache/fused_attention.h"
 #include "lib/cache/kind_cache.h"
+#include "lib/cache/query_parts.h"
 #include "lib/core/error.h"
 #include "lib/core/parallel.h"
 
@@ -20,9 +21,6 @@
 namespace million {
 namespace {
 
-/// Tokens of one work item of single-query attention; fixed, so that the order of merging does not
-/// depend on the number of threads. A multiple of kPqBlock.
-constexpr int64_t kPartTokens = 2048;
 /// Tokens decoded at once by decode-then-attend.
 constexpr int kDecodeTokens = 256;
 
@@ -78,25 +76,6 @@ std::pair<CodingRule, CodingRule> coding_rules(const Method& method, Protocol pr
   return {key, value};
 }
 
-/// How the tokens behind the sinks are cut for one query.
-struct Parts {
-  Parts(const KindCache& k, const KindCache& v)
-      : low(std::min(k.sealed(), v.sealed())),
-        high(std::max(k.sealed(), v.sealed())),
-        end(k.sealed() + k.window().size()),
-        both(count(low)),
-        one(count(high - low)),
-        exact(std::max<int64_t>(1, count(end - high))) {}
-
-  int64_t total() const { return both + one + exact; }
-
-  int64_t low, high, end;  ///< tokens [0, low) are coded, [low, high) half coded, [high, end) exact
-  int64_t both, one, exact;  ///< parts of each
-
- private:
-  static int64_t count(int64_t tokens) { return (tokens + kPartTokens - 1) / kPartTokens; }
-};
-
 }  // namespace
 
 struct KvCache::Impl {
@@ -148,9 +127,9 @@ struct KvCache::Impl {
   void fill_tiles(Layer& layer, int64_t n_after);
   void attend_many(Layer& layer, int64_t first, const float* q, int n, float* out);
   void attend_one(Layer& layer, const float* q, float* out);
-  void attend_fused_parts(Layer& layer, int units, int64_t parts);
-  void attend_part(const Layer& layer, int head, int64_t part, const float* q, SoftmaxState* state,
-                   float* acc) const;
+  void attend_fused_parts(Layer& layer, const QueryParts& cut, int units);
+  void attend_part(const Layer& layer, const QueryParts& parts, int head, int64_t part,
+                   const float* q, SoftmaxState* state, float* acc) const;
   void attend_codes(const Layer& layer, int head, int64_t begin, int64_t end, const float* q,
                     SoftmaxState* state, float* acc) const;
   void attend_exact(const ExactRun& k, int64_t k_at, const ExactRun& v, int64_t v_at, int64_t n,
@@ -321,14 +300,14 @@ void KvCache::Impl::attend_exact(const ExactRun& k, int64_t k_at, const ExactRun
 
 /// Part `part` of one head: the parts of tokens with keys and values coded, then those with one of
 /// them coded, then the exact ones; the sinks go with the first exact part.
-void KvCache::Impl::attend_part(const Layer& layer, int head, int64_t part, const float* q,
-                                SoftmaxState* state, float* acc) const {
-  const Parts parts(layer.k, layer.v);
+void KvCache::Impl::attend_part(const Layer& layer, const QueryParts& parts, int head, int64_t part,
+                                const float* q, SoftmaxState* state, float* acc) const {
   if (part < parts.both + parts.one) {
     std::shared_lock key_lock(layer.k.mutex()), value_lock(layer.v.mutex());
     const bool both = part < parts.both;
-    const int64_t begin = both ? part * kPartTokens : parts.low + (part - parts.both) * kPartTokens;
-    const int64_t end = std::min(both ? parts.low : parts.high, begin + kPartTokens);
+    const int64_t begin =
+        both ? part * parts.coded_size : parts.low + (part - parts.both) * parts.coded_size;
+    const int64_t end = std::min(both ? parts.low : parts.high, begin + parts.coded_size);
     attend_codes(layer, head, begin, end, q, state, acc);
     return;
   }
@@ -336,18 +315,18 @@ void KvCache::Impl::attend_part(const Layer& layer, int head, int64_t part, cons
   if (exact_part == 0)
     attend_exact(layer.k.sinks(), 0, layer.v.sinks(), 0, layer.k.sinks().size(), head, q, state,
                  acc);
-  const int64_t begin = parts.high + exact_part * kPartTokens;
+  const int64_t begin = parts.high + exact_part * parts.exact_size;
   attend_exact(layer.k.window(), begin - layer.k.sealed(), layer.v.window(),
-               begin - layer.v.sealed(), std::min(parts.end - begin, kPartTokens), head, q, state,
-               acc);
+               begin - layer.v.sealed(), std::min(parts.end - begin, parts.exact_size), head, q,
+               state, acc);
 }
 
-/// The first `parts` parts by the fused kernel, merged into part_state and part_acc of part 0,
+/// The coded parts by the fused kernel, merged into part_state and part_acc of part 0,
 /// which hold all other tokens: these give the first bound of what is left out.
-void KvCache::Impl::attend_fused_parts(Layer& layer, int units, int64_t parts) {
+void KvCache::Impl::attend_fused_parts(Layer& layer, const QueryParts& cut, int units) {
+  const int64_t parts = cut.both;
   const int n_heads = geometry.n_heads, d = geometry.head_dim;
   const int unit_heads = n_heads / units, rank = layer.v.store().coded_unit(0).rank;
-  const Parts cut(layer.k, layer.v);
   fused_sums.assign(static_cast<size_t>(parts) * n_heads * rank, 0.0f);
   fused_state.assign(static_cast<size_t>(parts) * n_heads, SoftmaxState{});
   left_out.resize(2 + static_cast<size_t>(2 * parts * units));
@@ -356,10 +335,10 @@ void KvCache::Impl::attend_fused_parts(Layer& layer, int units, int64_t parts) {
   for (int h = 0; h < n_heads; ++h) floor[h] = part_state[h].max + std::log(part_state[h].sum);
   parallel_for(parts * units, [&](int64_t job) {
     const int64_t part = job / units, unit = job % units;
-    const int64_t at = part * n_heads + unit * unit_heads, begin = part * kPartTokens;
+    const int64_t at = part * n_heads + unit * unit_heads, begin = part * cut.coded_size;
     std::shared_lock key_lock(layer.k.mutex()), value_lock(layer.v.mutex());
     attend_fused(geometry, rope, layer.k, layer.v, static_cast<int>(unit), begin,
-                 std::min(cut.low, begin + kPartTokens), scaled_q.data(),
+                 std::min(cut.low, begin + cut.coded_size), scaled_q.data(),
                  {skip_share, floor.data()}, &fused_state[at], &fused_sums[at * rank],
                  &left_out[2 + 2 * job]);
   });
@@ -381,8 +360,9 @@ void KvCache::Impl::attend_fused_parts(Layer& layer, int units, int64_t parts) {
 
 void KvCache::Impl::attend_one(Layer& layer, const float* q, float* out) {
   const int group = geometry.group(), d = geometry.head_dim, hk = geometry.n_kv_heads;
-  const Parts cut(layer.k, layer.v);
-  const int units = cut.both > 0 ? fused_units(geometry, layer.k, layer.v) : 0;
+  const bool coded = std::min(layer.k.sealed(), layer.v.sealed()) > 0;
+  const int units = coded ? fused_units(geometry, layer.k, layer.v) : 0;
+  const QueryParts cut(layer.k, layer.v, units > 0);
   const int64_t first = units > 0 ? cut.both : 0, parts = cut.total() - first;
   const float scale = 1.0f / std::sqrt(static_cast<float>(d));
   scaled_q.resize(static_cast<size_t>(geometry.n_heads) * d);
@@ -392,8 +372,8 @@ void KvCache::Impl::attend_one(Layer& layer, const float* q, float* out) {
   const auto slot = [&](int64_t head, int64_t part) { return (part * hk + head) * group; };
   parallel_for(parts * hk, [&](int64_t job) {
     const int64_t head = job % hk, part = job / hk, at = slot(head, part);
-    attend_part(layer, static_cast<int>(head), first + part, scaled_q.data() + head * group * d,
-                &part_state[at], &part_acc[at * d]);
+    attend_part(layer, cut, static_cast<int>(head), first + part,
+                scaled_q.data() + head * group * d, &part_state[at], &part_acc[at * d]);
   });
   for (int h = 0; h < geometry.n_heads; ++h)
     for (int64_t part = 1; part < parts; ++part) {
@@ -401,7 +381,7 @@ void KvCache::Impl::attend_one(Layer& layer, const float* q, float* out) {
       merge_softmax(part_state[h], &part_acc[static_cast<size_t>(h) * d], part_state[at],
                     &part_acc[at * d], d);
     }
-  if (units > 0) attend_fused_parts(layer, units, cut.both);
+  if (units > 0) attend_fused_parts(layer, cut, units);
   for (int h = 0; h < geometry.n_heads; ++h)
     for (int64_t c = static_cast<int64_t>(h) * d; c < static_cast<int64_t>(h + 1) * d; ++c)
       out[c] = part_acc[c] / part_state[h].sum;
