@@ -68,5 +68,18 @@ struct CodedScratch {
   }
 };
 
+/// Shape of the value pass over a PQ-coded run, for its scratch; blocks and tables are left out.
+inline CodedAttendArgs pq_value_run(const PqAttendArgs& args) {
+  CodedAttendArgs run{};
+  run.n_heads = args.n_group;
+  run.span = 1;
+  run.head_dim = run.rank = args.head_dim;
+  run.n_tokens = args.n_tokens;
+  run.frame = 1 << 30;
+  run.v.M = args.v.M;
+  run.v.nbits = args.v.nbits;
+  return run;
+}
+
 }  // namespace
 }  // namespace million

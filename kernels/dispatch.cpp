@@ -72,6 +72,16 @@ Choice& current() {
 
 }  // namespace
 
+/// Key tables [n_group][M][K], scores [n_group][kPqBlock], the unpacked codes of a run, 8-bit value
+/// tables [head_dim][256], and what the value pass needs.
+std::size_t pq_scratch_floats(const PqAttendArgs& args) {
+  const auto group = static_cast<std::size_t>(args.n_group);
+  const auto d = static_cast<std::size_t>(args.head_dim);
+  const std::size_t tables = static_cast<std::size_t>(args.k.M) << args.k.nbits;
+  return group * (tables + 4 * kPqBlock + d) + d * 64 + 4096 +
+         CodedScratch(pq_value_run(args)).floats;
+}
+
 std::size_t coded_scratch_floats(const CodedAttendArgs& args) { return CodedScratch(args).floats; }
 
 const Ops& ops() { return *current().table; }

@@ -55,14 +55,12 @@ struct PqAttendArgs {
   float* scratch;       ///< at least pq_scratch_floats(args) floats, 64-byte aligned
   SoftmaxState* state;  ///< [n_group], merged into
   float* acc;           ///< [n_group][head_dim], merged into
+  float skip = 0.0f;    ///< as in CodedAttendArgs, with 8-bit tables
+  const float* floor = nullptr;
+  int64_t* left_out = nullptr;
 };
-/// Scratch of attend_pq: key tables [n_group][M][K], scores [n_group][kPqBlock], the unpacked codes
-/// of a run, and 8-bit value tables [head_dim][256].
-inline std::size_t pq_scratch_floats(int n_group, int head_dim, int k_M, int k_nbits) {
-  return static_cast<std::size_t>(n_group) * ((static_cast<std::size_t>(k_M) << k_nbits) +
-                                              4 * kPqBlock + static_cast<std::size_t>(head_dim)) +
-         static_cast<std::size_t>(head_dim) * 64 + 4096;
-}
+/// Floats of scratch that attend_pq needs; of args only the shape is read.
+std::size_t pq_scratch_floats(const PqAttendArgs& args);
 
 /// One side of a run that is coded in a basis (lib/quant/pq_basis.h): blocks as in layout.h, axis j
 /// belongs to subspace j / (rank / M).
@@ -140,7 +138,7 @@ struct Ops {
   void (*attend_f16)(const DenseAttendArgs& args);
   void (*attend_f32)(const DenseAttendF32Args& args);
   /// f32 tables: 1e-5 of the output norm. AVX-512 with nbits <= 8 and 96 tokens or more: 8-bit
-  /// tables, score error 0.01 RMS, output within 2 % on random data (cpu/attention_pq_bytes.inl.h).
+  /// tables, score error 0.01 RMS, output within 2.5 % on random data (cpu/attention_pq_bytes.inl.h).
   void (*attend_pq)(const PqAttendArgs& args);
   /// nullptr on levels without it (scalar, AVX2). Queries, centroids, D^T and weights enter as
   /// bytes: output within 4 % on random data (cpu/attention_coded.inl.h).

@@ -134,13 +134,14 @@ TEST_CASE("attention on PQ codes") {
           const auto kd = ref::pq_decode(k.side, c.d, n), vd = ref::pq_decode(v.side, c.d, n);
           const auto want = ref::attend(group, c.d, n, q.data(), kd.data(), vd.data());
           Group result(group, c.d);
-          const std::size_t floats = pq_scratch_floats(group, c.d, c.k_M, c.k_nbits);
+          PqAttendArgs args{group, c.d, n, q.data(), k.side, v.side, nullptr, nullptr, nullptr};
+          const std::size_t floats = pq_scratch_floats(args);
           std::vector<float> scratch(floats + 32, 0.0f);
           float* aligned = scratch.data() +
                            (16 - reinterpret_cast<std::uintptr_t>(scratch.data()) / 4 % 16) % 16;
           std::fill(aligned + floats, scratch.data() + scratch.size(), 777.0f);
-          op->attend_pq({group, c.d, n, q.data(), k.side, v.side, aligned, result.state.data(),
-                         result.acc()});
+          args.scratch = aligned, args.state = result.state.data(), args.acc = result.acc();
+          op->attend_pq(args);
           REQUIRE(result.intact());
           for (const float* p = aligned + floats; p < scratch.data() + scratch.size(); ++p)
             REQUIRE(*p == 777.0f);
@@ -149,14 +150,14 @@ TEST_CASE("attention on PQ codes") {
             continue;
           }
           // f32 tables: 1e-5. Eight-bit tables (AVX-512, 96 tokens or more, see
-          // attention_pq_bytes.inl.h): 2 % of the output norm, 0.05 (4 RMS errors) in a score.
+          // attention_pq_bytes.inl.h): 2.5 % of the output norm, 0.05 (4 RMS errors) in a score.
           const bool long_run = op == ops_for(Isa::kAvx512) && n >= 96;
           const bool k_bytes = long_run && c.k_nbits <= 8;
           const bool v_bytes = long_run && c.v_nbits <= 8;
           const double error = relative_norm(result.out(), want.out);
           double& worst = k_bytes || v_bytes ? worst_bytes : worst_tables;
           worst = std::max(worst, error);
-          REQUIRE(error < (k_bytes || v_bytes ? 2e-2 : 1e-5));
+          REQUIRE(error < (k_bytes || v_bytes ? 2.5e-2 : 1e-5));
           REQUIRE(result.lse_error(want.lse) < (k_bytes ? 5e-2 : v_bytes ? 1e-4 : 1e-5));
         }
   std::printf("attend_pq: largest relative error %.3g with f32 tables, %.3g with 8-bit tables\n",

@@ -47,16 +47,20 @@ void attend_pq(benchmark::State& state, const Ops* op) {
   std::vector<const uint8_t*> blocks;
   for (std::size_t i = 0; i < 2 * kHeads * n_blocks; ++i)
     blocks.push_back(cache.data() + i * pq_block_bytes(M, nbits));
-  const std::size_t floats = pq_scratch_floats(kGroup, kHeadDim, M, nbits);
+  const PqSide side_shape{M, nbits, nullptr, centroids.data()};
+  PqAttendArgs args{kGroup,     kHeadDim, n,       q.data(), side_shape,
+                    side_shape, nullptr,  nullptr, nullptr};
+  const std::size_t floats = pq_scratch_floats(args);
   std::unique_ptr<float, decltype(&std::free)> scratch(
       static_cast<float*>(std::aligned_alloc(64, (floats + 15) / 16 * 64)), &std::free);
   std::size_t head = 0;
   for (auto _ : state) {
     SoftmaxState softmax[kGroup];
     float acc[kGroup * kHeadDim] = {};
-    const PqSide k{M, nbits, blocks.data() + 2 * head * n_blocks, centroids.data()};
-    const PqSide v{M, nbits, k.blocks + n_blocks, centroids.data()};
-    op->attend_pq({kGroup, kHeadDim, n, q.data(), k, v, scratch.get(), softmax, acc});
+    args.k.blocks = blocks.data() + 2 * head * n_blocks;
+    args.v.blocks = args.k.blocks + n_blocks;
+    args.scratch = scratch.get(), args.state = softmax, args.acc = acc;
+    op->attend_pq(args);
     benchmark::DoNotOptimize(acc);
     head = (head + 1) % kHeads;
   }

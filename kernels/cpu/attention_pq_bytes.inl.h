@@ -6,15 +6,16 @@
 // 16 bits, coarse subspaces first (sums are shifted when k falls). A subspace whose steps are too
 // coarse gets a second table with the residual, until the score error is at most kScoreError (RMS,
 // natural-log units) or the 16 bits are used up: steps of 1/65000 of the whole score range.
-// Values: centroids as int8 between the minimum and maximum of their channel, weights as 16-bit
-// fixed point relative to the block's maximum; products in 32-bit integers.
+// Values: centroids as int8 between the minimum and maximum of their channel, then the value pass
+// of attention_values.inl.h over the whole run.
 //
 // Error: a score error of e (RMS) changes each weight by the factor exp(e), so for random values
 // the output by at most e of its norm; int8 centroids add range / 254 / sqrt(12) RMS, 0.8 % of the
-// standard deviation for 256 normal centroids. test_kernels_attention.cpp bounds the sum at 2 %.
+// standard deviation for 256 normal centroids. test_kernels_attention.cpp bounds the sum at 2.5 %.
 #pragma once
 
 #include "kernels/cpu/attention_pq.inl.h"
+#include "kernels/cpu/attention_values.inl.h"
 #include "kernels/cpu/prefetch.inl.h"
 
 namespace million::MILLION_ISA {
@@ -136,54 +137,6 @@ MILLION_INLINE void byte_scores(const PqAttendArgs& args, const uint8_t* block, 
   for (int c = 0; c < kChunks; ++c) sums[c].store(s + kByteLanes * c, plan.scale, plan.bias);
 }
 
-/// Sums over a block of weight * int8 centroid for kColumns channels of one subspace.
-template <int kRegs, int kHeads, int kColumns>
-MILLION_INLINE void byte_columns(const uint8_t* run, int n_chunks,
-                                 const CodeReader<kRegs != 4>& reader, const uint8_t* tables, int K,
-                                 const uint8_t* weights, float* sums, int d) {
-  Ints high[kHeads * kColumns] = {}, low[kHeads * kColumns] = {};
-  const ByteTable<kRegs> first(tables, K), second(tables + (kColumns - 1) * K, K);
-  for (int c = 0; c < n_chunks; ++c) {
-    const Bytes codes = reader.load(run, c);
-    const Bytes value[2] = {first.look_up(codes), kColumns > 1 ? second.look_up(codes) : codes};
-    for (int h = 0; h < kHeads; ++h) {
-      const uint8_t* weight = weights + 2 * h * kPqBlock + kByteLanes * c;
-      const Bytes w_high = load_bytes(weight), w_low = load_bytes(weight + kPqBlock);
-      for (int j = 0; j < kColumns; ++j) {
-        high[h * kColumns + j] = dot_bytes(high[h * kColumns + j], w_high, value[j]);
-        low[h * kColumns + j] = dot_bytes(low[h * kColumns + j], w_low, value[j]);
-      }
-    }
-  }
-  F lanes[(kHeads * kColumns + 3) / 4 * 4];
-  for (int i = 0; i < (kHeads * kColumns + 3) / 4 * 4; ++i)
-    lanes[i] = i < kHeads * kColumns ? join_bytes(high[i], low[i]) : zero();
-  alignas(64) float total[(kHeads * kColumns + 3) / 4 * 4];
-  for (int i = 0; i < kHeads * kColumns; i += 4)
-    reduce_add4(total + i, lanes[i], lanes[i + 1], lanes[i + 2], lanes[i + 3]);
-  for (int h = 0; h < kHeads; ++h)
-    for (int j = 0; j < kColumns; ++j) sums[h * d + j] = total[h * kColumns + j];
-}
-
-/// sums [kHeads][d] of one block.
-template <int kRegs, int kHeads>
-void byte_values(const PqAttendArgs& args, const uint8_t* block, int n_chunks,
-                 const CodeReader<kRegs != 4>& reader, const uint8_t* tables,
-                 const uint8_t* weights, float* sums, PrefetchAhead<>& next) {
-  const int d = args.head_dim, dsub = d / args.v.M, K = 1 << args.v.nbits;
-  for (int m = 0; m < args.v.M; ++m) {
-    next.step();
-    const uint8_t* run = block + static_cast<std::size_t>(m) * pq_run_bytes(args.v.nbits);
-    int j = 0;
-    for (; j + 2 <= dsub; j += 2)
-      byte_columns<kRegs, kHeads, 2>(run, n_chunks, reader, tables + (m * dsub + j) * K, K, weights,
-                                     sums + m * dsub + j, d);
-    if (j < dsub)
-      byte_columns<kRegs, kHeads, 1>(run, n_chunks, reader, tables + (m * dsub + j) * K, K, weights,
-                                     sums + m * dsub + j, d);
-  }
-}
-
 /// Copies channel columns [dsub][K] out of centroids [K][dsub].
 template <int kDsub>
 MILLION_INLINE void copy_columns(const float* centroids, int K, float* columns) {
@@ -225,82 +178,21 @@ void build_value_bytes(const PqSide& v, int head_dim, uint8_t* tables, float* mi
   }
 }
 
-/// Weights of one head's block relative to its own maximum: bytes [2][kPqBlock], zero from n on.
-/// Returns their sum; *max is the maximum.
-inline float byte_weights(const float* s, int n, uint8_t* bytes, float* max) {
-  *max = max_scaled(s, n, set1(1.0f));
-  auto sum = no_bytes();
-  const F shift = set1(*max);
-  int t = 0;
-  for (; t + kLanes <= n; t += kLanes)
-    sum = add_int(sum, store_weights(bytes + t, bytes + kPqBlock + t, vexp(load(s + t) - shift)));
-  if (t < n) {
-    const F x = vexp(load_part(s + t, n - t, -INFINITY) - shift);
-    sum = add_int(sum, store_weights(bytes + t, bytes + kPqBlock + t, x));
-    t += kLanes;
-  }
-  for (; t % kByteLanes != 0; t += kLanes) store_weights(bytes + t, bytes + kPqBlock + t, zero());
-  return sum_int(sum);
-}
-
 /// Everything behind PqScratch that the byte tables use.
 struct ByteScratch {
   uint8_t* value_tables;  ///< [head_dim][K]
   float *middle, *step;   ///< [head_dim]
-  float* sums;            ///< [n_group][head_dim]
-  uint8_t* weights;       ///< [n_group][2][kPqBlock]
   BytePass* passes;       ///< [n_group][2 M]
+  float* run;             ///< of the value pass
   ByteScratch(const PqAttendArgs& args, float* rest)
       : value_tables(reinterpret_cast<uint8_t*>(rest)),
         middle(rest + 64 * args.head_dim),
         step(middle + args.head_dim),
-        sums(step + args.head_dim),
-        weights(reinterpret_cast<uint8_t*>(sums + args.n_group * args.head_dim)),
-        passes(reinterpret_cast<BytePass*>(weights + args.n_group * 2 * kPqBlock)) {}
+        passes(reinterpret_cast<BytePass*>(step + args.head_dim)),
+        run(step + args.head_dim + 2 * args.n_group * args.k.M + 16) {
+    run += (16 - reinterpret_cast<std::uintptr_t>(run) / sizeof(float) % 16) % 16;
+  }
 };
-
-/// Adds one block's values for all heads; s [n_group][kPqBlock] are its scores.
-template <int kRegs>
-void add_block_values(const PqAttendArgs& args, const uint8_t* block, int n, const float* s,
-                      const ByteScratch& scratch, const CodeReader<kRegs != 4>& reader,
-                      PrefetchAhead<>& next) {
-  const int d = args.head_dim, n_chunks = (n + kByteLanes - 1) / kByteLanes;
-  float max[kMaxQueryHeads], sum[kMaxQueryHeads];
-  for (int g = 0; g < args.n_group; ++g)
-    sum[g] = byte_weights(s + g * kPqBlock, n, scratch.weights + g * 2 * kPqBlock, &max[g]);
-  for (int g = 0; g < args.n_group; g += 4) {
-    const uint8_t* weights = scratch.weights + g * 2 * kPqBlock;
-    float* sums = scratch.sums + g * d;
-    switch (args.n_group - g) {
-      case 1:
-        byte_values<kRegs, 1>(args, block, n_chunks, reader, scratch.value_tables, weights, sums,
-                              next);
-        break;
-      case 2:
-        byte_values<kRegs, 2>(args, block, n_chunks, reader, scratch.value_tables, weights, sums,
-                              next);
-        break;
-      case 3:
-        byte_values<kRegs, 3>(args, block, n_chunks, reader, scratch.value_tables, weights, sums,
-                              next);
-        break;
-      default:
-        byte_values<kRegs, 4>(args, block, n_chunks, reader, scratch.value_tables, weights, sums,
-                              next);
-    }
-  }
-  for (int g = 0; g < args.n_group; ++g) {
-    SoftmaxState& state = args.state[g];
-    float* acc = args.acc + g * d;
-    scale_row(acc, state.rescale(max[g]), d);
-    if (state.max == -INFINITY) continue;
-    const float weight = std::exp(max[g] - state.max) * (1.0f / 65535.0f);
-    state.sum += weight * sum[g];
-    const float* sums = scratch.sums + g * d;
-    for (int i = 0; i < d; ++i)
-      acc[i] += weight * (scratch.step[i] * sums[i] + scratch.middle[i] * sum[g]);
-  }
-}
 
 template <int kRegs>
 void block_scores(const PqAttendArgs& args, const uint8_t* block, int n, const PqScratch& scratch,
@@ -322,44 +214,42 @@ void block_scores(const PqAttendArgs& args, const uint8_t* block, int n, const P
   }
 }
 
-/// Readers of packed codes of both sides; codes of 8 bits need none.
-struct CodeReaders {
-  CodeReader<true> k, v;
-  CodeReader<false> whole;
-  explicit CodeReaders(const PqAttendArgs& args) : k(args.k.nbits), v(args.v.nbits), whole(8) {}
-};
-
 inline void score_block(const PqAttendArgs& args, const uint8_t* block, int n,
                         const PqScratch& scratch, const BytePass* passes, const HeadPlan* plans,
-                        const CodeReaders& readers, PrefetchAhead<>& next) {
+                        PrefetchAhead<>& next) {
   if (args.k.nbits == 8) {
-    block_scores<4>(args, block, n, scratch, passes, plans, readers.whole, next);
+    block_scores<4>(args, block, n, scratch, passes, plans, CodeReader<false>(8), next);
   } else if (args.k.nbits == 7) {
-    block_scores<2>(args, block, n, scratch, passes, plans, readers.k, next);
+    block_scores<2>(args, block, n, scratch, passes, plans, CodeReader<true>(7), next);
   } else {
-    block_scores<1>(args, block, n, scratch, passes, plans, readers.k, next);
+    block_scores<1>(args, block, n, scratch, passes, plans, CodeReader<true>(args.k.nbits), next);
   }
 }
 
-inline void value_block(const PqAttendArgs& args, const uint8_t* block, int n, const float* s,
-                        const ByteScratch& scratch, const CodeReaders& readers,
-                        PrefetchAhead<>& next) {
-  if (args.v.nbits == 8) {
-    add_block_values<4>(args, block, n, s, scratch, readers.whole, next);
-  } else if (args.v.nbits == 7) {
-    add_block_values<2>(args, block, n, s, scratch, readers.v, next);
-  } else {
-    add_block_values<1>(args, block, n, s, scratch, readers.v, next);
-  }
+/// The value pass over scores [n_group][stride] of the run.
+inline void run_values(const PqAttendArgs& args, const ByteScratch& bytes, CodedAttendArgs run,
+                       const CodedScratch& s) {
+  build_value_bytes(args.v, args.head_dim, bytes.value_tables, bytes.middle, bytes.step);
+  run.v.blocks = args.v.blocks;
+  run.v.tables = reinterpret_cast<const int8_t*>(bytes.value_tables);
+  run.v.scale = bytes.step;
+  run.skip = args.skip;
+  run.floor = args.floor;
+  run.left_out = args.left_out;
+  run.state = args.state;
+  run.acc = args.acc;
+  value_pass(run, s, bytes.middle);
 }
 
 void attend_pq_bytes(const PqAttendArgs& args) {
   const bool k_bytes = args.k.nbits <= 8 && args.k.M <= kMaxSubspaces;
-  const bool v_bytes = args.v.nbits <= 8;
+  const bool v_bytes = args.v.nbits <= 8 && args.head_dim % 4 == 0;
   if (args.n_tokens < kShortRun || (!k_bytes && !v_bytes)) return attend_pq_tables(args);
   const PqScratch scratch(args);
   const ByteScratch bytes(args, scratch.rest);
-  const CodeReaders readers(args);
+  CodedAttendArgs run = pq_value_run(args);
+  run.scratch = bytes.run;
+  const CodedScratch run_scratch(run);
   HeadPlan plans[kMaxQueryHeads];
   build_tables(args, scratch.tables);
   int n_passes = 0;
@@ -368,28 +258,27 @@ void attend_pq_bytes(const PqAttendArgs& args) {
                          args.k.M, 1 << args.k.nbits, bytes.passes + 2 * g * args.k.M);
     n_passes += plans[g].n_passes;
   }
-  if (v_bytes)
-    build_value_bytes(args.v, args.head_dim, bytes.value_tables, bytes.middle, bytes.step);
   for (int t = 0; t < args.n_tokens; t += kPqBlock) {
     const int n = args.n_tokens - t < kPqBlock ? args.n_tokens - t : kPqBlock;
-    const uint8_t* k_block = args.k.blocks[t / kPqBlock];
-    const uint8_t* v_block = args.v.blocks[t / kPqBlock];
     const bool last = t + kPqBlock >= args.n_tokens;
-    PrefetchAhead<> next_v(v_block, pq_block_bytes(args.v.M, args.v.nbits), n_passes);
-    PrefetchAhead<> next_k(last ? nullptr : args.k.blocks[t / kPqBlock + 1],
-                           pq_block_bytes(args.k.M, args.k.nbits), args.v.M);
+    PrefetchAhead<> next(last ? nullptr : args.k.blocks[t / kPqBlock + 1],
+                         pq_block_bytes(args.k.M, args.k.nbits), n_passes);
+    const uint8_t* block = args.k.blocks[t / kPqBlock];
     if (k_bytes) {
-      score_block(args, k_block, n, scratch, bytes.passes, plans, readers, next_v);
+      score_block(args, block, n, scratch, bytes.passes, plans, next);
     } else {
-      table_scores(args, k_block, n, scratch.tables, scratch.codes, scratch.scores);
+      table_scores(args, block, n, scratch.tables, scratch.codes, scratch.scores);
     }
     if (v_bytes) {
-      value_block(args, v_block, n, scratch.scores, bytes, readers, next_k);
+      for (int g = 0; g < args.n_group; ++g)
+        __builtin_memcpy(run_scratch.scores + static_cast<std::size_t>(g) * run_scratch.stride + t,
+                         scratch.scores + g * kPqBlock, static_cast<std::size_t>(n) * 4);
     } else {
       block_weights(args, n, scratch.scores);
-      table_values(args, v_block, n, scratch.scores, scratch.codes);
+      table_values(args, args.v.blocks[t / kPqBlock], n, scratch.scores, scratch.codes);
     }
   }
+  if (v_bytes) run_values(args, bytes, run, run_scratch);
 }
 
 }  // namespace

@@ -10,4 +10,5 @@
 #include "kernels/cpu/vec_avx512_bytes.h"
 
 #include "kernels/cpu/attention_coded.inl.h"
+#include "kernels/cpu/attention_pq_bytes.inl.h"
 #include "kernels/cpu/op_table.inl.h"

@@ -5,6 +5,7 @@
 #include "lib/cache/attention.h"
 #include "lib/cache/coded_attention.h"
 #include "lib/cache/encoder.h"
+#include "lib/cache/exact_attention.h"
 #include "lib/cache/fused_attention.h"
 #include "lib/cache/kind_cache.h"
 #include "lib/cache/query_parts.h"
@@ -128,12 +129,19 @@ struct KvCache::Impl {
   void attend_many(Layer& layer, int64_t first, const float* q, int n, float* out);
   void attend_one(Layer& layer, const float* q, float* out);
   void attend_fused_parts(Layer& layer, const QueryParts& cut, int units);
+  void attend_coded_parts(Layer& layer, const QueryParts& cut);
+  /// left_out [2 + 2 jobs]: the totals, then one pair for each job.
+  void clear_left_out(int64_t jobs) {
+    left_out.resize(2 + static_cast<size_t>(2 * jobs));
+    std::fill(left_out.begin() + 2, left_out.end(), 0);
+  }
+  void add_left_out() {
+    for (size_t i = 2; i < left_out.size(); ++i) left_out[i % 2] += left_out[i];
+  }
   void attend_part(const Layer& layer, const QueryParts& parts, int head, int64_t part,
                    const float* q, SoftmaxState* state, float* acc) const;
   void attend_codes(const Layer& layer, int head, int64_t begin, int64_t end, const float* q,
-                    SoftmaxState* state, float* acc) const;
-  void attend_exact(const ExactRun& k, int64_t k_at, const ExactRun& v, int64_t v_at, int64_t n,
-                    int head, const float* q, SoftmaxState* state, float* acc) const;
+                    SoftmaxState* state, float* acc, int64_t* left_out) const;
   void rotate_decoded(const KindCache& kind, float* k, int64_t first, int64_t n) const;
 
   KvGeometry geometry;
@@ -246,7 +254,8 @@ void KvCache::Impl::attend_many(Layer& layer, int64_t first, const float* q, int
 /// Tokens [begin, end) of one head, of which keys or values or both are coded, against the group's
 /// queries (scaled, after RoPE).
 void KvCache::Impl::attend_codes(const Layer& layer, int head, int64_t begin, int64_t end,
-                                 const float* q, SoftmaxState* state, float* acc) const {
+                                 const float* q, SoftmaxState* state, float* acc,
+                                 int64_t* left_out_here) const {
   const int group = geometry.group(), d = geometry.head_dim;
   thread_local AlignedVector<float> scratch, k_centroids, v_centroids;
   if (end <= std::min(layer.k.sealed(), layer.v.sealed()) &&
@@ -254,11 +263,15 @@ void KvCache::Impl::attend_codes(const Layer& layer, int head, int64_t begin, in
     PqSide k = layer.k.store().pq_side(head, &k_centroids);
     PqSide v = layer.v.store().pq_side(head, &v_centroids);
     if (k.blocks && v.blocks) {
-      scratch.resize(pq_scratch_floats(group, d, k.M, k.nbits));
       k.blocks += begin / kPqBlock;
       v.blocks += begin / kPqBlock;
-      ops().attend_pq(
-          {group, d, static_cast<int>(end - begin), q, k, v, scratch.data(), state, acc});
+      PqAttendArgs args{group, d, static_cast<int>(end - begin), q, k, v, nullptr, state, acc};
+      args.skip = skip_share;
+      args.floor = floor.data() + static_cast<int64_t>(head) * group;
+      args.left_out = left_out_here;
+      scratch.resize(pq_scratch_floats(args));
+      args.scratch = scratch.data();
+      ops().attend_pq(args);
       return;
     }
   }
@@ -275,48 +288,23 @@ void KvCache::Impl::attend_codes(const Layer& layer, int head, int64_t begin, in
   }
 }
 
-/// n exact tokens of one head from rows k_at and v_at on, in pieces without a gap on either side.
-void KvCache::Impl::attend_exact(const ExactRun& k, int64_t k_at, const ExactRun& v, int64_t v_at,
-                                 int64_t n, int head, const float* q, SoftmaxState* state,
-                                 float* acc) const {
-  int64_t k_run = 0, v_run = 0;
-  const auto run_at = [&](int64_t at, const uint16_t** k_rows, const uint16_t** v_rows) {
-    *k_rows = k.at(head, k_at + at, &k_run);
-    *v_rows = v.at(head, v_at + at, &v_run);
-    return std::min({n - at, k_run, v_run});
-  };
-  const uint16_t *k_rows, *v_rows, *next_k = nullptr, *next_v = nullptr;
-  int64_t next = n > 0 ? run_at(0, &k_rows, &v_rows) : 0;
-  for (int64_t at = 0; at < n;) {
-    const int64_t count = next;
-    if (at + count < n) next = run_at(at + count, &next_k, &next_v);
-    ops().attend_f16({geometry.group(), geometry.head_dim, static_cast<int>(count), q, k_rows,
-                      v_rows, state, acc, next_k, next_v});
-    at += count;
-    k_rows = next_k;
-    v_rows = next_v;
-  }
-}
-
-/// Part `part` of one head: the parts of tokens with keys and values coded, then those with one of
-/// them coded, then the exact ones; the sinks go with the first exact part.
+/// Part `part` of one head, behind those with keys and values coded: first the parts of tokens with
+/// one of them coded, then the exact ones; the sinks go with the first exact part.
 void KvCache::Impl::attend_part(const Layer& layer, const QueryParts& parts, int head, int64_t part,
                                 const float* q, SoftmaxState* state, float* acc) const {
   if (part < parts.both + parts.one) {
     std::shared_lock key_lock(layer.k.mutex()), value_lock(layer.v.mutex());
-    const bool both = part < parts.both;
-    const int64_t begin =
-        both ? part * parts.coded_size : parts.low + (part - parts.both) * parts.coded_size;
-    const int64_t end = std::min(both ? parts.low : parts.high, begin + parts.coded_size);
-    attend_codes(layer, head, begin, end, q, state, acc);
+    const int64_t begin = parts.low + (part - parts.both) * parts.coded_size;
+    const int64_t end = std::min(parts.high, begin + parts.coded_size);
+    attend_codes(layer, head, begin, end, q, state, acc, nullptr);
     return;
   }
   const int64_t exact_part = part - parts.both - parts.one;
   if (exact_part == 0)
-    attend_exact(layer.k.sinks(), 0, layer.v.sinks(), 0, layer.k.sinks().size(), head, q, state,
-                 acc);
+    attend_exact(geometry, layer.k.sinks(), 0, layer.v.sinks(), 0, layer.k.sinks().size(), head, q,
+                 state, acc);
   const int64_t begin = parts.high + exact_part * parts.exact_size;
-  attend_exact(layer.k.window(), begin - layer.k.sealed(), layer.v.window(),
+  attend_exact(geometry, layer.k.window(), begin - layer.k.sealed(), layer.v.window(),
                begin - layer.v.sealed(), std::min(parts.end - begin, parts.exact_size), head, q,
                state, acc);
 }
@@ -329,10 +317,7 @@ void KvCache::Impl::attend_fused_parts(Layer& layer, const QueryParts& cut, int 
   const int unit_heads = n_heads / units, rank = layer.v.store().coded_unit(0).rank;
   fused_sums.assign(static_cast<size_t>(parts) * n_heads * rank, 0.0f);
   fused_state.assign(static_cast<size_t>(parts) * n_heads, SoftmaxState{});
-  left_out.resize(2 + static_cast<size_t>(2 * parts * units));
-  std::fill(left_out.begin() + 2, left_out.end(), 0);
-  floor.resize(n_heads);
-  for (int h = 0; h < n_heads; ++h) floor[h] = part_state[h].max + std::log(part_state[h].sum);
+  clear_left_out(parts * units);
   parallel_for(parts * units, [&](int64_t job) {
     const int64_t part = job / units, unit = job % units;
     const int64_t at = part * n_heads + unit * unit_heads, begin = part * cut.coded_size;
@@ -342,7 +327,7 @@ void KvCache::Impl::attend_fused_parts(Layer& layer, const QueryParts& cut, int 
                  {skip_share, floor.data()}, &fused_state[at], &fused_sums[at * rank],
                  &left_out[2 + 2 * job]);
   });
-  for (size_t i = 2; i < left_out.size(); ++i) left_out[i % 2] += left_out[i];
+  add_left_out();
   for (int h = 0; h < n_heads; ++h)
     for (int64_t part = 1; part < parts; ++part) {
       const int64_t at = part * n_heads + h;
@@ -358,12 +343,35 @@ void KvCache::Impl::attend_fused_parts(Layer& layer, const QueryParts& cut, int 
                   &fused_rows[static_cast<size_t>(h) * d], d);
 }
 
+/// The coded parts head by head, merged as in attend_fused_parts.
+void KvCache::Impl::attend_coded_parts(Layer& layer, const QueryParts& cut) {
+  const int group = geometry.group(), d = geometry.head_dim, hk = geometry.n_kv_heads;
+  fused_sums.assign(static_cast<size_t>(cut.both) * geometry.n_heads * d, 0.0f);
+  fused_state.assign(static_cast<size_t>(cut.both) * geometry.n_heads, SoftmaxState{});
+  clear_left_out(cut.both * hk);
+  parallel_for(cut.both * hk, [&](int64_t job) {
+    const int64_t head = job % hk, begin = job / hk * cut.coded_size, at = job * group;
+    std::shared_lock key_lock(layer.k.mutex()), value_lock(layer.v.mutex());
+    attend_codes(layer, static_cast<int>(head), begin, std::min(cut.low, begin + cut.coded_size),
+                 scaled_q.data() + head * group * d, &fused_state[at], &fused_sums[at * d],
+                 &left_out[2 + 2 * job]);
+  });
+  add_left_out();
+  for (int h = 0; h < geometry.n_heads; ++h)
+    for (int64_t part = 0; part < cut.both; ++part) {
+      const int64_t at = part * geometry.n_heads + h;
+      merge_softmax(part_state[h], &part_acc[static_cast<size_t>(h) * d], fused_state[at],
+                    &fused_sums[at * d], d);
+    }
+}
+
 void KvCache::Impl::attend_one(Layer& layer, const float* q, float* out) {
   const int group = geometry.group(), d = geometry.head_dim, hk = geometry.n_kv_heads;
   const bool coded = std::min(layer.k.sealed(), layer.v.sealed()) > 0;
   const int units = coded ? fused_units(geometry, layer.k, layer.v) : 0;
   const QueryParts cut(layer.k, layer.v, units > 0);
-  const int64_t first = units > 0 ? cut.both : 0, parts = cut.total() - first;
+  // Parts with exact tokens come first: what they weigh bounds what the others can leave out.
+  const int64_t parts = cut.total() - cut.both;
   const float scale = 1.0f / std::sqrt(static_cast<float>(d));
   scaled_q.resize(static_cast<size_t>(geometry.n_heads) * d);
   for (size_t i = 0; i < scaled_q.size(); ++i) scaled_q[i] = q[i] * scale;
@@ -372,7 +380,7 @@ void KvCache::Impl::attend_one(Layer& layer, const float* q, float* out) {
   const auto slot = [&](int64_t head, int64_t part) { return (part * hk + head) * group; };
   parallel_for(parts * hk, [&](int64_t job) {
     const int64_t head = job % hk, part = job / hk, at = slot(head, part);
-    attend_part(layer, cut, static_cast<int>(head), first + part,
+    attend_part(layer, cut, static_cast<int>(head), cut.both + part,
                 scaled_q.data() + head * group * d, &part_state[at], &part_acc[at * d]);
   });
   for (int h = 0; h < geometry.n_heads; ++h)
@@ -381,7 +389,13 @@ void KvCache::Impl::attend_one(Layer& layer, const float* q, float* out) {
       merge_softmax(part_state[h], &part_acc[static_cast<size_t>(h) * d], part_state[at],
                     &part_acc[at * d], d);
     }
-  if (units > 0) attend_fused_parts(layer, cut, units);
+  floor.resize(geometry.n_heads);
+  for (int h = 0; h < geometry.n_heads; ++h)
+    floor[h] = part_state[h].max + std::log(part_state[h].sum);
+  if (units > 0)
+    attend_fused_parts(layer, cut, units);
+  else if (cut.both > 0)
+    attend_coded_parts(layer, cut);
   for (int h = 0; h < geometry.n_heads; ++h)
     for (int64_t c = static_cast<int64_t>(h) * d; c < static_cast<int64_t>(h + 1) * d; ++c)
       out[c] = part_acc[c] / part_state[h].sum;
