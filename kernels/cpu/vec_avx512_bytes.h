@@ -140,11 +140,6 @@ struct TokenSums {
 inline Ints dot_bytes(Ints acc, Bytes weights, Bytes values) {
   return reinterpret_cast<Ints>(_mm512_dpbusd_epi32(reinterpret_cast<Bytes>(acc), weights, values));
 }
-/// 256 high + low as floats: the lanes stay below 2^24 * 16, so the error is 2^-24 relative.
-inline F join_bytes(Ints high_ints, Ints low_ints) {
-  const Bytes high = reinterpret_cast<Bytes>(high_ints), low = reinterpret_cast<Bytes>(low_ints);
-  return vfma(_mm512_cvtepi32_ps(high), set1(256.0f), _mm512_cvtepi32_ps(low));
-}
 
 /// Order of 64 codes in which interleave4() yields tokens 0..15, 16..31, ... one register each.
 struct TokenOrder {
@@ -229,13 +224,6 @@ inline void store_u8(uint8_t* p, F x, int n) {
 }
 inline void store_s8(uint8_t* p, F x, int n) {
   store16(p, _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(x)), n);
-}
-/// 65535 x for weights 0 <= x <= 1 as high and low bytes; returns the integers to be summed.
-inline __m512i store_weights(uint8_t* high, uint8_t* low, F x) {
-  const __m512i i = _mm512_cvtps_epi32(x * set1(65535.0f));
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(high), _mm512_cvtepi32_epi8(_mm512_srli_epi32(i, 8)));
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(low), _mm512_cvtepi32_epi8(i));
-  return i;
 }
 inline __m512i add_int(__m512i a, __m512i b) { return _mm512_add_epi32(a, b); }
 inline float sum_int(__m512i x) { return static_cast<float>(_mm512_reduce_add_epi32(x)); }
