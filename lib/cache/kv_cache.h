@@ -58,7 +58,8 @@ class KvCache {
   /// appends without attention, to fill a cache for speed measurements.
   void attend(int layer, const float* q, const float* k, const float* v, int n, float* out);
   /// Values of 64 coded tokens of a head are left out of a single query's sum when their share of
-  /// its weight is surely below `share`; 0 = never. Fused kernels only. See left_out().
+  /// its weight is surely below `share`; 0 = only those whose weights are all below 4^-12 of the
+  /// largest. Fused kernels only. See left_out().
   void set_skip_share(float share);
   /// Groups of 64 coded tokens x heads that fused single queries left out so far, and all of them.
   struct LeftOut {
