@@ -3,7 +3,9 @@
 // baseline CPU, like everything outside cpu/isa_*.cpp.
 #include "kernels/coded_scratch.h"
 #include "kernels/ops.h"
+#include "kernels/word_scratch.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <initializer_list>
@@ -72,17 +74,21 @@ Choice& current() {
 
 }  // namespace
 
-/// Key tables [n_group][M][K], scores [n_group][kPqBlock], the unpacked codes of a run, 8-bit value
-/// tables [head_dim][256], and what the value pass needs.
+/// Enough for every level: key tables [n_group][M][K], scores [n_group][kPqBlock], the unpacked
+/// codes of a run, 8-bit value tables [head_dim][256] and what the value pass needs, or
+/// WordScratch.
 std::size_t pq_scratch_floats(const PqAttendArgs& args) {
   const auto group = static_cast<std::size_t>(args.n_group);
   const auto d = static_cast<std::size_t>(args.head_dim);
   const std::size_t tables = static_cast<std::size_t>(args.k.M) << args.k.nbits;
-  return group * (tables + 4 * kPqBlock + d) + d * 64 + 4096 +
-         CodedScratch(pq_value_run(args)).floats;
+  const std::size_t with_tables =
+      group * (tables + 4 * kPqBlock + d) + d * 64 + 4096 + CodedScratch(pq_value_run(args)).floats;
+  return std::max(with_tables, WordScratch(args).floats);
 }
 
-std::size_t coded_scratch_floats(const CodedAttendArgs& args) { return CodedScratch(args).floats; }
+std::size_t coded_scratch_floats(const CodedAttendArgs& args) {
+  return std::max(CodedScratch(args).floats, WordScratch(args).floats);
+}
 
 const Ops& ops() { return *current().table; }
 

@@ -3,9 +3,10 @@
 #define MILLION_ISA scalar
 #define MILLION_ISA_NAME "scalar"
 #define MILLION_ATTEND_PQ attend_pq_tables
-#define MILLION_ATTEND_CODED nullptr
-#define MILLION_CODED_ROWS nullptr
+#define MILLION_ATTEND_CODED attend_coded_words
+#define MILLION_CODED_ROWS coded_rows_words
 
-#include "kernels/cpu/vec_scalar.h"
+#include "kernels/cpu/vec_scalar_words.h"
 
+#include "kernels/cpu/attention_coded_words.inl.h"
 #include "kernels/cpu/op_table.inl.h"
