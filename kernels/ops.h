@@ -106,6 +106,45 @@ inline bool coded_shape_fits(const CodedAttendArgs& a) {
          a.v.nbits <= 8 && a.k.M > 0 && a.v.M > 0 && a.rank % a.k.M == 0 && a.rank % a.v.M == 0;
 }
 
+/// One side of a run of scalar codes, x = (code - offset) * scale + zero with halves for a group:
+///   kChannels  a group is `group` tokens of one channel; codes [groups][channel][packed group]
+///   kTokens    a group is `group` channels of one token; codes [token][packed row]
+///   kBlocks    ggml's blocks of 32 channels (q8_0, q4_0, q4_1), scales inside
+/// Packed codes have `bits` bits, little-endian bit order.
+struct GroupSide {
+  enum class Layout : uint8_t { kChannels, kTokens, kBlocks };
+  Layout layout = Layout::kTokens;
+  BlockType type = BlockType::kF32;     ///< kBlocks
+  int bits = 0, group = 0, offset = 0;  ///< kBlocks: not read
+  bool zeros = false;                   ///< scales are pairs (scale, zero), else zero = 0
+  const uint8_t* codes = nullptr;       ///< at token 0 of the run
+  std::ptrdiff_t code_step = 0;         ///< bytes from a token (kChannels: group) to the next
+  const uint16_t* scales = nullptr;     ///< of token 0; kBlocks: nullptr
+  std::ptrdiff_t scale_step = 0;        ///< halves from a token (kChannels: group) to the next
+};
+
+/// Decode attention on scalar codes; codes are turned to floats in registers.
+struct GroupAttendArgs {
+  int n_group, head_dim, n_tokens;
+  const float* q;  ///< [n_group][head_dim], already times 1/sqrt(d)
+  GroupSide k, v;  ///< keys in any layout, values in kTokens or kBlocks; kChannels: token 0 starts
+                   ///< a group
+  SoftmaxState* state;  ///< [n_group], merged into
+  float* acc;           ///< [n_group][head_dim], merged into
+};
+/// Groups of a row at most.
+inline constexpr int kMaxRowGroups = 8;
+/// Shapes that attend_groups takes.
+inline bool group_side_fits(const GroupSide& s, int head_dim, bool key) {
+  using Layout = GroupSide::Layout;
+  if (head_dim % 32 != 0 || head_dim > 256) return false;
+  if (s.layout == Layout::kBlocks)
+    return s.type == BlockType::kQ8_0 || s.type == BlockType::kQ4_0 || s.type == BlockType::kQ4_1;
+  if (s.bits < 1 || s.bits > 8) return false;
+  if (s.layout == Layout::kChannels) return key && s.group % 32 == 0;
+  return s.group % 16 == 0 && head_dim % s.group == 0 && head_dim / s.group <= kMaxRowGroups;
+}
+
 struct Ops {
   const char* name;  ///< "scalar", "avx2", "avx512"
 
@@ -137,14 +176,17 @@ struct Ops {
   // --- attention ---
   void (*attend_f16)(const DenseAttendArgs& args);
   void (*attend_f32)(const DenseAttendF32Args& args);
-  /// f32 tables: 1e-5 of the output norm. AVX-512 with nbits <= 8 and 96 tokens or more: 8-bit
-  /// tables, score error 0.01 RMS, output within 2.5 % on random data (cpu/attention_pq_bytes.inl.h).
+  /// f32 tables: 1e-5 of the output norm. AVX2 with nbits <= 8: centroids as bytes
+  /// (cpu/attention_pq_words.inl.h); AVX-512 with nbits <= 8 and 96 tokens or more: 8-bit tables,
+  /// score error 0.01 RMS (cpu/attention_pq_bytes.inl.h); both within 2.5 % on random data.
   void (*attend_pq)(const PqAttendArgs& args);
-  /// nullptr on levels without it (scalar, AVX2). Queries, centroids, D^T and weights enter as
-  /// bytes: output within 4 % on random data (cpu/attention_coded.inl.h).
+  /// AVX-512: queries, D^T and weights enter as bytes, output within 4 % on random data
+  /// (cpu/attention_coded.inl.h); others: as words, 0.2 % (cpu/attention_coded_words.inl.h).
   void (*attend_coded)(const CodedAttendArgs& args);
+  /// 1e-5 of the output norm.
+  void (*attend_groups)(const GroupAttendArgs& args);
   /// Sums acc [n_heads][rank] back to channels: rows [n_heads][head_dim]. Of args only the shape,
-  /// `acc` and the basis of the values are read. nullptr with attend_coded.
+  /// `acc` and the basis of the values are read.
   void (*coded_rows)(const CodedAttendArgs& args, float* rows);
   /// Prefill: one tile of scores s [rows][ld], of which columns [begin[r], end[r]) of row r are
   /// visible. s <- exp(scale * s - new max), 0 where not visible (all `cols` columns are written);

@@ -194,7 +194,8 @@ TEST_CASE("pq: codes are nearest centroids, decoding gives the centroid, tables 
   const auto x = testdata::rows(g, 700, 11);
   for (int nbits = 1; nbits <= 12; ++nbits) {
     const int M = nbits % 2 == 0 ? 16 : 8, dsub = 64 / M, K = 1 << nbits;
-    const std::string spec = fmt::format("pq:M={},nbits={},scope=model,frame=off,iters=1", M, nbits);
+    const std::string spec =
+        fmt::format("pq:M={},nbits={},scope=model,frame=off,iters=1", M, nbits);
     CAPTURE(spec);
     const auto codec = trained(spec, KvKind::kValue);
     CHECK(codec->nominal_bits() == Approx(static_cast<double>(M) * nbits / 64));
@@ -259,8 +260,12 @@ TEST_CASE("pq: permuting heads permutes codes under a shared codebook", "[pq]") 
 
 TEST_CASE("pq: scopes share what they say, blocks and bytes are exact", "[pq]") {
   const KvGeometry g = data().geometry;
-  CHECK(trained("pq:M=8,nbits=4,scope=head,frame=off,iters=1", KvKind::kKey)->save().tensors.size() == 6);
-  CHECK(trained("pq:M=8,nbits=4,scope=layer,frame=off,iters=1", KvKind::kKey)->save().tensors.size() == 2);
+  CHECK(
+      trained("pq:M=8,nbits=4,scope=head,frame=off,iters=1", KvKind::kKey)->save().tensors.size() ==
+      6);
+  CHECK(trained("pq:M=8,nbits=4,scope=layer,frame=off,iters=1", KvKind::kKey)
+            ->save()
+            .tensors.size() == 2);
   const auto codec = trained("pq:M=8,nbits=4,scope=model,frame=off,iters=1", KvKind::kKey);
   CHECK(codec->shared_bytes() == 16 * 64 * sizeof(uint16_t));
   const auto x = testdata::rows(g, 1025);
@@ -280,14 +285,16 @@ TEST_CASE("pq: more rows than asked for are sampled evenly, and k-means lowers t
   const auto x = testdata::rows(g, 500, 21);
   double before = 1e9;
   for (const int iters : {1, 3, 20}) {
-    const auto codec = trained(fmt::format("pq:M=16,nbits=5,scope=model,frame=off,rows=2000,iters={}", iters),
-                               KvKind::kValue);
+    const auto codec =
+        trained(fmt::format("pq:M=16,nbits=5,scope=model,frame=off,rows=2000,iters={}", iters),
+                KvKind::kValue);
     const double error = testdata::nmse(x, coded(*codec, x), g);
     CHECK(error < before);
     before = error;
   }
   const auto a = trained("pq:M=16,nbits=5,scope=model,frame=off,rows=300", KvKind::kValue)->save();
-  const auto b = trained("pq:M=16,nbits=5,scope=model,frame=off,rows=300,seed=5", KvKind::kValue)->save();
+  const auto b =
+      trained("pq:M=16,nbits=5,scope=model,frame=off,rows=300,seed=5", KvKind::kValue)->save();
   CHECK(a.tensors.at("model.codebook").data != b.tensors.at("model.codebook").data);
   CHECK(b.attributes["seed"] == 5);
   CHECK(calibration_rows(data(), KvKind::kValue, 0, 0, {}, 4).size() / 64 > 300);

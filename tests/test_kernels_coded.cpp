@@ -113,7 +113,6 @@ TEST_CASE("attention on codes in a basis") {
     shapes.push_back({6, 2, 64, 32, nbits, 32, 9 - nbits, 64, 16});
   double worst = 0.0;
   for (const Ops* op : levels()) {
-    if (!op->attend_coded) continue;
     for (const Shape& s : shapes)
       for (int n : {0, 1, 15, 17, 63, 64, 65, 130, 511, 512, 513, 1100, 2048}) {
         if (n > 600 && s.span * s.head_dim > 192) continue;
@@ -146,7 +145,6 @@ TEST_CASE("attention on codes in a basis") {
 
 TEST_CASE("attention on codes in a basis continues a given state") {
   for (const Ops* op : levels()) {
-    if (!op->attend_coded) continue;
     CodedRun run(kDefault, 1024, 0, 1.5f);
     const auto want = ref::attend_coded(run.args);
     Group parts(kDefault.n_heads, run.args.rank);
@@ -163,7 +161,6 @@ TEST_CASE("attention on codes in a basis continues a given state") {
 
 TEST_CASE("what attention on codes leaves out stays below the bound") {
   for (const Ops* op : levels()) {
-    if (!op->attend_coded) continue;
     CodedRun run(kDefault, 2048, 4, 12.0f);  // a few tokens dominate
     Group exact(9, run.args.rank), some = exact, none = exact;
     run.attend(op, &exact);

@@ -53,11 +53,12 @@ AlignedVector<float> plain_attention(const Rows& rows, int n) {
 
 /// Methods whose stores work in every way a store can: exact, row by row, in groups of tokens,
 /// before RoPE, with outliers, keys and values apart.
-const std::vector<std::string> kMethods = {
-    "pq:M=32,nbits=4,frame=off,sinks=4", "pq:M=16,nbits=4,frame=pre,sinks=4,window=32",
-    "pq:M=16,nbits=4,metric=q,sinks=4",
-    "uniform:bits=4,axis=token,group=64", "uniform:bits=4,axis=channel,group=32,window=16",
-    "kvquant:bits=3,outliers=0.01,sinks=1"};
+const std::vector<std::string> kMethods = {"pq:M=32,nbits=4,frame=off,sinks=4",
+                                           "pq:M=16,nbits=4,frame=pre,sinks=4,window=32",
+                                           "pq:M=16,nbits=4,metric=q,sinks=4",
+                                           "uniform:bits=4,axis=token,group=64",
+                                           "uniform:bits=4,axis=channel,group=32,window=16",
+                                           "kvquant:bits=3,outliers=0.01,sinks=1"};
 
 }  // namespace
 

@@ -12,7 +12,7 @@ using namespace million;
 
 namespace {
 
-constexpr int kGroup = 3, kHeadDim = 64, kHeads = 16;
+constexpr int kGroup = 3, kHeadDim = 64, kHeads = 16, kRowHeads = 3;
 
 void attend_f16(benchmark::State& state, const Ops* op) {
   const int n = static_cast<int>(state.range(0));
@@ -114,6 +114,52 @@ void attend_coded(benchmark::State& state, const Ops* op) {
   state.SetItemsProcessed(int64_t{n} * state.iterations());
 }
 
+/// KIVI's values: groups of 32 channels of a token (its keys differ in the direction only).
+GroupSide kivi_side(int bits) {
+  GroupSide side;
+  side.bits = bits, side.group = 32, side.zeros = true;
+  side.code_step = kRowHeads * kHeadDim * bits / 8, side.scale_step = kRowHeads * kHeadDim / 32 * 2;
+  return side;
+}
+GroupSide block_side(BlockType type) {
+  GroupSide side;
+  side.layout = GroupSide::Layout::kBlocks, side.type = type;
+  side.code_step =
+      kRowHeads * kHeadDim / kBlockValues * static_cast<std::ptrdiff_t>(block_shape(type).bytes);
+  return side;
+}
+
+/// Rows of the KV heads of a layer lie together, as lib/quant stores them.
+void attend_groups(benchmark::State& state, const Ops* op, GroupSide side) {
+  const int n = static_cast<int>(state.range(0));
+  const auto code_bytes = static_cast<std::size_t>(n * side.code_step);
+  const auto halves = static_cast<std::size_t>(n * side.scale_step);
+  constexpr int kLayers = kHeads / kRowHeads;
+  bench::RandomBytes codes(kLayers * 2 * code_bytes);
+  const std::vector<uint16_t> scales(kLayers * 2 * halves + 1, 0x1c00);  // 2^-8
+  const auto q = bench::normal(std::size_t{kGroup} * kHeadDim, 0.01f);
+  GroupSide k = side, v = side;
+  int head = 0;
+  for (auto _ : state) {
+    SoftmaxState softmax[kGroup];
+    float acc[kGroup * kHeadDim] = {};
+    const std::size_t layer = static_cast<std::size_t>(head / kRowHeads);
+    const int row_head = head % kRowHeads;
+    k.codes = codes.data() + 2 * layer * code_bytes + row_head * side.code_step / kRowHeads;
+    v.codes = k.codes + code_bytes;
+    if (side.layout != GroupSide::Layout::kBlocks) {
+      k.scales = scales.data() + 2 * layer * halves + row_head * side.scale_step / kRowHeads;
+      v.scales = k.scales + halves;
+    }
+    op->attend_groups({kGroup, kHeadDim, n, q.data(), k, v, softmax, acc});
+    benchmark::DoNotOptimize(acc);
+    head = (head + 1) % (kLayers * kRowHeads);
+  }
+  state.SetBytesProcessed(static_cast<int64_t>(2 * (code_bytes + 2 * halves) / kRowHeads) *
+                          state.iterations());
+  state.SetItemsProcessed(int64_t{n} * state.iterations());
+}
+
 void register_all() {
   for (const Ops* op : bench::levels()) {
     const std::string level = std::string("/") + op->name;
@@ -127,11 +173,26 @@ void register_all() {
     auto* pq = benchmark::RegisterBenchmark(("attend_pq" + level).c_str(), attend_pq, op);
     pq->ArgNames({"tokens", "M", "nbits"})->Unit(benchmark::kMicrosecond);
     for (int n : {512, 2048, 8192, 32768}) pq->Args({n, 32, 8})->Args({n, 16, 8});
-    if (op->attend_coded) {
-      auto* coded =
-          benchmark::RegisterBenchmark(("attend_coded" + level).c_str(), attend_coded, op);
-      coded->ArgNames({"tokens", "M"})->Unit(benchmark::kMicrosecond);
-      for (int n : {512, 2048, 8192, 32768}) coded->Args({n, 48})->Args({n, 96});
+    auto* coded = benchmark::RegisterBenchmark(("attend_coded" + level).c_str(), attend_coded, op);
+    coded->ArgNames({"tokens", "M"})->Unit(benchmark::kMicrosecond);
+    for (int n : {512, 2048, 8192, 32768}) coded->Args({n, 48})->Args({n, 96});
+    for (int n : {2048, 32768}) {
+      for (int bits : {2, 4})
+        benchmark::RegisterBenchmark(
+            ("attend_groups/kivi" + std::to_string(bits) + level).c_str(),
+            [op, bits](benchmark::State& state) { attend_groups(state, op, kivi_side(bits)); })
+            ->ArgName("tokens")
+            ->Arg(n)
+            ->Unit(benchmark::kMicrosecond);
+      for (const auto& [name, type] :
+           {std::pair("q8_0", BlockType::kQ8_0), std::pair("q4_0", BlockType::kQ4_0)})
+        benchmark::RegisterBenchmark((std::string("attend_groups/") + name + level).c_str(),
+                                     [op, type = type](benchmark::State& state) {
+                                       attend_groups(state, op, block_side(type));
+                                     })
+            ->ArgName("tokens")
+            ->Arg(n)
+            ->Unit(benchmark::kMicrosecond);
     }
     pq->Args({32768, 64, 4})->Args({32768, 32, 4})->Args({32768, 32, 6})->Args({32768, 16, 12});
   }

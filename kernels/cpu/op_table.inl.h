@@ -4,6 +4,7 @@
 #pragma once
 
 #include "kernels/cpu/attention_dense.inl.h"
+#include "kernels/cpu/attention_groups.inl.h"
 #include "kernels/cpu/attention_pq.inl.h"
 #include "kernels/cpu/elementwise.inl.h"
 #include "kernels/cpu/pq_encode.inl.h"
@@ -33,6 +34,7 @@ const Ops kOps = {
     attend_f32,
     MILLION_ATTEND_PQ,
     MILLION_ATTEND_CODED,
+    attend_groups,
     MILLION_CODED_ROWS,
     softmax_tile,
     pq_encode,

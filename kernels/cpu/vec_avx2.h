@@ -49,6 +49,7 @@ inline void store_f16(uint16_t* p, F x) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
                    _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
+inline float half_value(uint16_t h) { return _cvtsh_ss(h); }
 inline F vfma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
 inline F vmax(F a, F b) { return _mm256_max_ps(a, b); }
 inline F vmin(F a, F b) { return _mm256_min_ps(a, b); }
@@ -103,6 +104,39 @@ inline void deinterleave(F a, F b, F* x, F* y) {
   const F even = _mm256_shuffle_ps(a, b, 0x88), odd = _mm256_shuffle_ps(a, b, 0xDD);
   *x = _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(even), 0xD8));
   *y = _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(odd), 0xD8));
+}
+
+/// Codes [0, 8) of kBits <= 7 bits, which are kBits bytes.
+template <int kBits>
+inline __m256i codes8(const uint8_t* p) {
+  unsigned long long x = 0;
+  __builtin_memcpy(&x, p, kBits);
+  __m256i both = _mm256_set1_epi32(static_cast<int>(x));
+  __m256i shift =
+      _mm256_setr_epi32(0, kBits, 2 * kBits, 3 * kBits, 4 * kBits, 5 * kBits, 6 * kBits, 7 * kBits);
+  if constexpr (kBits > 4) {
+    const __m128i high = _mm_set1_epi32(static_cast<int>(x >> (4 * kBits)));
+    both = _mm256_inserti128_si256(both, high, 1);
+    shift = _mm256_setr_epi32(0, kBits, 2 * kBits, 3 * kBits, 0, kBits, 2 * kBits, 3 * kBits);
+  }
+  return _mm256_and_si256(_mm256_srlv_epi32(both, shift), _mm256_set1_epi32((1 << kBits) - 1));
+}
+template <int kBits>
+inline F load_codes(const uint8_t* row, int i) {
+  if constexpr (kBits == 8)
+    return _mm256_cvtepi32_ps(
+        _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(row + i))));
+  else
+    return _mm256_cvtepi32_ps(codes8<kBits>(row + i / 8 * kBits));
+}
+inline F load_s8(const uint8_t* p) {
+  return _mm256_cvtepi32_ps(
+      _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+}
+inline F load_nibbles(const uint8_t* p, int shift) {
+  const __m256i x = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+  return _mm256_cvtepi32_ps(
+      _mm256_and_si256(_mm256_srl_epi32(x, _mm_cvtsi32_si128(shift)), _mm256_set1_epi32(15)));
 }
 
 struct DoubleSum {

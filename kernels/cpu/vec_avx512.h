@@ -42,6 +42,7 @@ inline void store_f16(uint16_t* p, F x) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
                       _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
+inline float half_value(uint16_t h) { return _cvtsh_ss(h); }
 inline F vfma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
 inline F vmax(F a, F b) { return _mm512_max_ps(a, b); }
 inline F vmin(F a, F b) { return _mm512_min_ps(a, b); }
@@ -84,6 +85,42 @@ inline void deinterleave(F a, F b, F* x, F* y) {
   const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
   *x = _mm512_permutex2var_ps(a, even, b);
   *y = _mm512_permutex2var_ps(a, _mm512_or_si512(even, _mm512_set1_epi32(1)), b);
+}
+
+/// Codes [0, 8) of kBits <= 7 bits, which are kBits bytes.
+template <int kBits>
+inline __m256i codes8(const uint8_t* p) {
+  unsigned long long x = 0;
+  __builtin_memcpy(&x, p, kBits);
+  __m256i both = _mm256_set1_epi32(static_cast<int>(x));
+  __m256i shift =
+      _mm256_setr_epi32(0, kBits, 2 * kBits, 3 * kBits, 4 * kBits, 5 * kBits, 6 * kBits, 7 * kBits);
+  if constexpr (kBits > 4) {
+    const __m128i high = _mm_set1_epi32(static_cast<int>(x >> (4 * kBits)));
+    both = _mm256_inserti128_si256(both, high, 1);
+    shift = _mm256_setr_epi32(0, kBits, 2 * kBits, 3 * kBits, 0, kBits, 2 * kBits, 3 * kBits);
+  }
+  return _mm256_and_si256(_mm256_srlv_epi32(both, shift), _mm256_set1_epi32((1 << kBits) - 1));
+}
+template <int kBits>
+inline F load_codes(const uint8_t* row, int i) {
+  if constexpr (kBits == 8) {
+    return _mm512_cvtepi32_ps(
+        _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(row + i))));
+  } else {
+    const uint8_t* p = row + i / 8 * kBits;
+    return _mm512_cvtepi32_ps(
+        _mm512_inserti64x4(_mm512_castsi256_si512(codes8<kBits>(p)), codes8<kBits>(p + kBits), 1));
+  }
+}
+inline F load_s8(const uint8_t* p) {
+  return _mm512_cvtepi32_ps(
+      _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+}
+inline F load_nibbles(const uint8_t* p, int shift) {
+  const __m512i x = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  return _mm512_cvtepi32_ps(
+      _mm512_and_si512(_mm512_srl_epi32(x, _mm_cvtsi32_si128(shift)), _mm512_set1_epi32(15)));
 }
 
 struct DoubleSum {

@@ -31,6 +31,7 @@ inline void store_part(float*, F, int) {}
 inline F load_f16(const uint16_t* p) { return half_to_float(*p); }
 inline F load_f16_part(const uint16_t*, int) { return 0.0f; }
 inline void store_f16(uint16_t* p, F x) { *p = float_to_half(x); }
+inline float half_value(uint16_t h) { return half_to_float(h); }
 /// a * b + c (one rounding where the hardware has it).
 inline F vfma(F a, F b, F c) { return a * b + c; }
 inline F vmax(F a, F b) { return b > a ? b : a; }
@@ -50,6 +51,22 @@ inline F gather(const float* table, const uint16_t* index, int stride) {
 }
 /// Splits 2 * kLanes values x0 y0 x1 y1 ... into x and y.
 inline void deinterleave(F a, F b, F* x, F* y) { *x = a, *y = b; }
+
+/// Codes i, i + 1, ... of kBits bits, packed as lib/quant/bitpack.h says; i is a multiple of 8 or
+/// of kLanes. Reads only bytes that hold these codes (AVX2, AVX-512: of a multiple of 8 codes).
+template <int kBits>
+inline F load_codes(const uint8_t* row, int i) {
+  const int bit = i * kBits;
+  unsigned word = row[bit / 8];
+  if (bit % 8 + kBits > 8) word |= static_cast<unsigned>(row[bit / 8 + 1]) << 8;
+  return static_cast<float>((word >> bit % 8) & ((1u << kBits) - 1u));
+}
+/// Signed bytes.
+inline F load_s8(const uint8_t* p) { return static_cast<float>(static_cast<int8_t>(*p)); }
+/// Low (shift 0) or high (shift 4) halves of bytes.
+inline F load_nibbles(const uint8_t* p, int shift) {
+  return static_cast<float>((*p >> shift) & 15);
+}
 
 /// Sum of lanes in double.
 struct DoubleSum {

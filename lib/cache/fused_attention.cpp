@@ -54,7 +54,7 @@ void turn_to_frames(const KvGeometry& g, const RopeTable& rope, const CodedAtten
 
 int fused_units(const KvGeometry& g, const KindCache& k, const KindCache& v) {
   const int units = k.store().coded_units();
-  if (!ops().attend_coded || units == 0 || v.store().coded_units() != units) return 0;
+  if (units == 0 || v.store().coded_units() != units) return 0;
   if (k.frame().type != KeyFrame::Type::kBlock) return 0;
   const CodedUnit key = k.store().coded_unit(0), value = v.store().coded_unit(0);
   const bool same = key.span == value.span && key.rank == value.rank;

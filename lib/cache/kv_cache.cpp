@@ -7,6 +7,7 @@
 #include "lib/cache/encoder.h"
 #include "lib/cache/exact_attention.h"
 #include "lib/cache/fused_attention.h"
+#include "lib/cache/group_attention.h"
 #include "lib/cache/kind_cache.h"
 #include "lib/cache/query_parts.h"
 #include "lib/core/error.h"
@@ -128,8 +129,7 @@ struct KvCache::Impl {
   void fill_tiles(Layer& layer, int64_t n_after);
   void attend_many(Layer& layer, int64_t first, const float* q, int n, float* out);
   void attend_one(Layer& layer, const float* q, float* out);
-  void attend_fused_parts(Layer& layer, const QueryParts& cut, int units);
-  void attend_coded_parts(Layer& layer, const QueryParts& cut);
+  void attend_coded_parts(Layer& layer, const QueryParts& cut, int units);
   /// left_out [2 + 2 jobs]: the totals, then one pair for each job.
   void clear_left_out(int64_t jobs) {
     left_out.resize(2 + static_cast<size_t>(2 * jobs));
@@ -156,8 +156,8 @@ struct KvCache::Impl {
   TileRows exact_k, exact_v, coded_k, coded_v;
   AlignedVector<float> scaled_q, part_acc;
   std::vector<SoftmaxState> part_state;
-  AlignedVector<float> fused_sums, fused_rows;  ///< [part][n_heads][rank]; [n_heads][head_dim]
-  std::vector<SoftmaxState> fused_state;
+  AlignedVector<float> coded_sums, coded_rows;  ///< [part][n_heads][rank]; [n_heads][head_dim]
+  std::vector<SoftmaxState> coded_state;
   std::vector<float> floor;
   float skip_share = 0.0f;
   std::vector<int64_t> left_out = {0, 0};
@@ -258,8 +258,8 @@ void KvCache::Impl::attend_codes(const Layer& layer, int head, int64_t begin, in
                                  int64_t* left_out_here) const {
   const int group = geometry.group(), d = geometry.head_dim;
   thread_local AlignedVector<float> scratch, k_centroids, v_centroids;
-  if (end <= std::min(layer.k.sealed(), layer.v.sealed()) &&
-      layer.k.frame().type == KeyFrame::Type::kPostRope) {
+  const bool both = end <= std::min(layer.k.sealed(), layer.v.sealed());
+  if (both && layer.k.frame().type == KeyFrame::Type::kPostRope) {
     PqSide k = layer.k.store().pq_side(head, &k_centroids);
     PqSide v = layer.v.store().pq_side(head, &v_centroids);
     if (k.blocks && v.blocks) {
@@ -275,8 +275,10 @@ void KvCache::Impl::attend_codes(const Layer& layer, int head, int64_t begin, in
       return;
     }
   }
-  if (end <= std::min(layer.k.sealed(), layer.v.sealed()) && can_attend_coded(layer.k, layer.v))
+  if (both && can_attend_coded(layer.k, layer.v))
     return attend_coded(geometry, layer.k, layer.v, head, begin, end, q, state, acc);
+  if (both && can_attend_groups(geometry, layer.k, layer.v))
+    return attend_groups(geometry, layer.k, layer.v, head, begin, end, q, state, acc);
   scratch.resize(static_cast<size_t>(2) * kDecodeTokens * d);
   float* rows_k = scratch.data();
   float* rows_v = rows_k + static_cast<int64_t>(kDecodeTokens) * d;
@@ -309,60 +311,47 @@ void KvCache::Impl::attend_part(const Layer& layer, const QueryParts& parts, int
                state, acc);
 }
 
-/// The coded parts by the fused kernel, merged into part_state and part_acc of part 0,
-/// which hold all other tokens: these give the first bound of what is left out.
-void KvCache::Impl::attend_fused_parts(Layer& layer, const QueryParts& cut, int units) {
-  const int64_t parts = cut.both;
+/// The coded parts, by the fused kernel of `units` units or (0) head by head, merged into
+/// part_state and part_acc of part 0, which hold all other tokens: these give the first bound of
+/// what is left out.
+void KvCache::Impl::attend_coded_parts(Layer& layer, const QueryParts& cut, int units) {
   const int n_heads = geometry.n_heads, d = geometry.head_dim;
-  const int unit_heads = n_heads / units, rank = layer.v.store().coded_unit(0).rank;
-  fused_sums.assign(static_cast<size_t>(parts) * n_heads * rank, 0.0f);
-  fused_state.assign(static_cast<size_t>(parts) * n_heads, SoftmaxState{});
-  clear_left_out(parts * units);
-  parallel_for(parts * units, [&](int64_t job) {
-    const int64_t part = job / units, unit = job % units;
-    const int64_t at = part * n_heads + unit * unit_heads, begin = part * cut.coded_size;
+  const int jobs = units > 0 ? units : geometry.n_kv_heads, job_heads = n_heads / jobs;
+  const int width = units > 0 ? layer.v.store().coded_unit(0).rank : d;
+  coded_sums.assign(static_cast<size_t>(cut.both) * n_heads * width, 0.0f);
+  coded_state.assign(static_cast<size_t>(cut.both) * n_heads, SoftmaxState{});
+  clear_left_out(cut.both * jobs);
+  parallel_for(cut.both * jobs, [&](int64_t job) {
+    const int64_t begin = job / jobs * cut.coded_size,
+                  end = std::min(cut.low, begin + cut.coded_size);
+    const int64_t at = job * job_heads;
+    const int unit = static_cast<int>(job % jobs);
     std::shared_lock key_lock(layer.k.mutex()), value_lock(layer.v.mutex());
-    attend_fused(geometry, rope, layer.k, layer.v, static_cast<int>(unit), begin,
-                 std::min(cut.low, begin + cut.coded_size), scaled_q.data(),
-                 {skip_share, floor.data()}, &fused_state[at], &fused_sums[at * rank],
-                 &left_out[2 + 2 * job]);
+    if (units > 0)
+      attend_fused(geometry, rope, layer.k, layer.v, unit, begin, end, scaled_q.data(),
+                   {skip_share, floor.data()}, &coded_state[at], &coded_sums[at * width],
+                   &left_out[2 + 2 * job]);
+    else
+      attend_codes(layer, unit, begin, end,
+                   scaled_q.data() + static_cast<int64_t>(unit) * job_heads * d, &coded_state[at],
+                   &coded_sums[at * width], &left_out[2 + 2 * job]);
   });
   add_left_out();
+  for (int64_t at = n_heads; at < cut.both * n_heads; ++at)
+    merge_softmax(coded_state[at % n_heads], &coded_sums[at % n_heads * width], coded_state[at],
+                  &coded_sums[at * width], width);
+  const float* rows = coded_sums.data();
+  if (units > 0) {
+    coded_rows.resize(static_cast<size_t>(n_heads) * d);
+    for (int u = 0; u < units; ++u)
+      fused_value_rows(geometry, layer.v, u,
+                       &coded_sums[static_cast<size_t>(u) * job_heads * width],
+                       &coded_rows[static_cast<size_t>(u) * job_heads * d]);
+    rows = coded_rows.data();
+  }
   for (int h = 0; h < n_heads; ++h)
-    for (int64_t part = 1; part < parts; ++part) {
-      const int64_t at = part * n_heads + h;
-      merge_softmax(fused_state[h], &fused_sums[static_cast<size_t>(h) * rank], fused_state[at],
-                    &fused_sums[at * rank], rank);
-    }
-  fused_rows.resize(static_cast<size_t>(n_heads) * d);
-  for (int u = 0; u < units; ++u)
-    fused_value_rows(geometry, layer.v, u, &fused_sums[static_cast<size_t>(u) * unit_heads * rank],
-                     &fused_rows[static_cast<size_t>(u) * unit_heads * d]);
-  for (int h = 0; h < n_heads; ++h)
-    merge_softmax(part_state[h], &part_acc[static_cast<size_t>(h) * d], fused_state[h],
-                  &fused_rows[static_cast<size_t>(h) * d], d);
-}
-
-/// The coded parts head by head, merged as in attend_fused_parts.
-void KvCache::Impl::attend_coded_parts(Layer& layer, const QueryParts& cut) {
-  const int group = geometry.group(), d = geometry.head_dim, hk = geometry.n_kv_heads;
-  fused_sums.assign(static_cast<size_t>(cut.both) * geometry.n_heads * d, 0.0f);
-  fused_state.assign(static_cast<size_t>(cut.both) * geometry.n_heads, SoftmaxState{});
-  clear_left_out(cut.both * hk);
-  parallel_for(cut.both * hk, [&](int64_t job) {
-    const int64_t head = job % hk, begin = job / hk * cut.coded_size, at = job * group;
-    std::shared_lock key_lock(layer.k.mutex()), value_lock(layer.v.mutex());
-    attend_codes(layer, static_cast<int>(head), begin, std::min(cut.low, begin + cut.coded_size),
-                 scaled_q.data() + head * group * d, &fused_state[at], &fused_sums[at * d],
-                 &left_out[2 + 2 * job]);
-  });
-  add_left_out();
-  for (int h = 0; h < geometry.n_heads; ++h)
-    for (int64_t part = 0; part < cut.both; ++part) {
-      const int64_t at = part * geometry.n_heads + h;
-      merge_softmax(part_state[h], &part_acc[static_cast<size_t>(h) * d], fused_state[at],
-                    &fused_sums[at * d], d);
-    }
+    merge_softmax(part_state[h], &part_acc[static_cast<size_t>(h) * d], coded_state[h],
+                  rows + static_cast<int64_t>(h) * d, d);
 }
 
 void KvCache::Impl::attend_one(Layer& layer, const float* q, float* out) {
@@ -392,10 +381,7 @@ void KvCache::Impl::attend_one(Layer& layer, const float* q, float* out) {
   floor.resize(geometry.n_heads);
   for (int h = 0; h < geometry.n_heads; ++h)
     floor[h] = part_state[h].max + std::log(part_state[h].sum);
-  if (units > 0)
-    attend_fused_parts(layer, cut, units);
-  else if (cut.both > 0)
-    attend_coded_parts(layer, cut);
+  if (cut.both > 0) attend_coded_parts(layer, cut, units);
   for (int h = 0; h < geometry.n_heads; ++h)
     for (int64_t c = static_cast<int64_t>(h) * d; c < static_cast<int64_t>(h + 1) * d; ++c)
       out[c] = part_acc[c] / part_state[h].sum;

@@ -38,6 +38,12 @@ struct CodedUnit {
   const float* mean = nullptr;
 };
 
+/// Scalar codes as attend_groups reads them: `n` tokens that lie together, 0: there are none.
+struct GroupCodes {
+  GroupSide side;
+  int n = 0;
+};
+
 /// Codes of one layer and kind, all KV heads, tokens in order of arrival.
 class CodeStore {
  public:
@@ -70,6 +76,11 @@ class CodeStore {
   virtual PqSide pq_side(int /*head*/, AlignedVector<float>* /*centroids*/) const {
     return PqSide{0, 0, nullptr, nullptr};
   }
+  /// The scalar codes of one head from token `begin` on, where this store keeps such. Valid until
+  /// the next append.
+  virtual GroupCodes group_codes(int /*head*/, int /*begin*/) const { return {}; }
+  /// Channels of a Walsh-Hadamard transform that group_codes are turned by; 0: they are not.
+  virtual int group_rotation() const { return 0; }
 };
 
 /// Tokens behind the sinks that a method keeps exact by a rule of its own paper; such a method

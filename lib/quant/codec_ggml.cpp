@@ -19,6 +19,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <optional>
 #include <utility>
 
 namespace million {
@@ -157,15 +158,18 @@ struct GgmlType {
   int block_bytes, scale_bytes;
   void (*encode)(const float* x, uint8_t* block);            ///< one block
   void (*decode)(const uint8_t* blocks, int n, float* out);  ///< n values
+  std::optional<BlockType> fused;                            ///< what attend_groups knows it as
 };
 
 constexpr GgmlType kTypes[] = {
-    {"q8_0", sizeof(BlockQ8_0), 2, encode_q8_0, decode_row<BlockType::kQ8_0>},
-    {"q4_0", sizeof(BlockQ4_0), 2, encode_symmetric<BlockQ4_0>, decode_row<BlockType::kQ4_0>},
-    {"q4_1", sizeof(BlockQ4_1), 4, encode_affine<BlockQ4_1>, decode_row<BlockType::kQ4_1>},
-    {"q5_0", sizeof(BlockQ5_0), 2, encode_symmetric<BlockQ5_0>, decode_row<BlockType::kQ5_0>},
-    {"q5_1", sizeof(BlockQ5_1), 4, encode_affine<BlockQ5_1>, decode_row<BlockType::kQ5_1>},
-    {"iq4_nl", sizeof(BlockQ4_0), 2, encode_iq4_nl, decode_iq4_nl},
+    {"q8_0", sizeof(BlockQ8_0), 2, encode_q8_0, decode_row<BlockType::kQ8_0>, BlockType::kQ8_0},
+    {"q4_0", sizeof(BlockQ4_0), 2, encode_symmetric<BlockQ4_0>, decode_row<BlockType::kQ4_0>,
+     BlockType::kQ4_0},
+    {"q4_1", sizeof(BlockQ4_1), 4, encode_affine<BlockQ4_1>, decode_row<BlockType::kQ4_1>,
+     BlockType::kQ4_1},
+    {"q5_0", sizeof(BlockQ5_0), 2, encode_symmetric<BlockQ5_0>, decode_row<BlockType::kQ5_0>, {}},
+    {"q5_1", sizeof(BlockQ5_1), 4, encode_affine<BlockQ5_1>, decode_row<BlockType::kQ5_1>, {}},
+    {"iq4_nl", sizeof(BlockQ4_0), 2, encode_iq4_nl, decode_iq4_nl, {}},
 };
 
 class GgmlStore final : public CodeStore {
@@ -196,6 +200,18 @@ class GgmlStore final : public CodeStore {
       if (rotate_) walsh_hadamard(out, head_dim_, kRotationWidth);
     }
   }
+
+  GroupCodes group_codes(int head, int begin) const override {
+    GroupCodes run;
+    if (!type_.fused || begin >= n_tokens()) return run;
+    run.side.layout = GroupSide::Layout::kBlocks;
+    run.side.type = *type_.fused;
+    run.side.codes = blocks_.at(begin) + head * row_bytes_;
+    run.side.code_step = blocks_.record();
+    run.n = static_cast<int>(std::min(blocks_.run(begin), blocks_.size() - begin));
+    return run;
+  }
+  int group_rotation() const override { return rotate_ ? kRotationWidth : 0; }
 
   /// Scales lie inside the blocks; they are told apart by their share.
   StoreBytes bytes() const override {

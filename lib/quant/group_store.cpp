@@ -14,6 +14,17 @@ namespace {
 
 uint16_t finite_half(float x) { return float_to_half(std::clamp(x, -65504.0f, 65504.0f)); }
 
+/// Shape of packed codes; where they lie is left out.
+GroupSide packed_side(GroupSide::Layout layout, const UniformParams& p) {
+  GroupSide side;
+  side.layout = layout;
+  side.bits = p.bits;
+  side.group = p.group;
+  side.offset = p.bias();
+  side.zeros = !p.symmetric;
+  return side;
+}
+
 }  // namespace
 
 GroupRange fit_range(float low, float high, const UniformParams& p) {
@@ -60,6 +71,18 @@ void TokenStore::decode(int head, int begin, int end, float* out) const {
       for (int i = c; i < c + p_.group; ++i) *out++ = decode_value(codes[i], scale, zero, p_);
     }
   }
+}
+
+GroupCodes TokenStore::group_codes(int head, int begin) const {
+  GroupCodes run;
+  if (begin >= n_tokens()) return run;
+  run.side = packed_side(GroupSide::Layout::kTokens, p_);
+  run.side.codes = codes_.at(begin) + head * row_bytes_;
+  run.side.code_step = codes_.record();
+  run.side.scales = scales_.at(begin) + head * head_halves_;
+  run.side.scale_step = scales_.record();
+  run.n = static_cast<int>(std::min(codes_.run(begin), codes_.size() - begin));
+  return run;
 }
 
 void TokenStore::requantize(int64_t n) {
@@ -128,6 +151,20 @@ void ChannelStore::decode(int head, int begin, int end, float* out) const {
     }
     t += n;
   }
+}
+
+/// Only where groups and the blocks of other stores end together.
+GroupCodes ChannelStore::group_codes(int head, int begin) const {
+  GroupCodes run;
+  if (begin >= n_tokens_ || kTokensPerBlock % p_.group != 0 || begin % p_.group != 0) return run;
+  const int64_t g = begin / p_.group;
+  run.side = packed_side(GroupSide::Layout::kChannels, p_);
+  run.side.codes = codes_.at(g) + head * p_.head_dim * run_bytes_;
+  run.side.code_step = codes_.record();
+  run.side.scales = scales_.at(g) + head * p_.head_dim * p_.scale_halves();
+  run.side.scale_step = scales_.record();
+  run.n = static_cast<int>(std::min<int64_t>(codes_.run(g) * p_.group, n_tokens_ - begin));
+  return run;
 }
 
 void ChannelStore::encode_group(const float* x, int n, uint8_t* packed, uint16_t* scales) const {

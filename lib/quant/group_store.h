@@ -49,6 +49,7 @@ class TokenStore : public CodeStore {
   int n_tokens() const override { return static_cast<int>(codes_.size()); }
   void append(const float* x, int n, int64_t first_token) override;
   void decode(int head, int begin, int end, float* out) const override;
+  GroupCodes group_codes(int head, int begin) const override;
   StoreBytes bytes() const override { return {codes_.bytes(), scales_.bytes(), 0}; }
   void clear() override { codes_.clear(), scales_.clear(); }
 
@@ -74,6 +75,7 @@ class ChannelStore final : public CodeStore {
   int n_tokens() const override { return n_tokens_; }
   void append(const float* x, int n, int64_t first_token) override;
   void decode(int head, int begin, int end, float* out) const override;
+  GroupCodes group_codes(int head, int begin) const override;
   StoreBytes bytes() const override { return {codes_.bytes(), scales_.bytes(), 0}; }
   void clear() override { codes_.clear(), scales_.clear(), n_tokens_ = 0; }
 
