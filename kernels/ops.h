@@ -154,6 +154,8 @@ struct Ops {
   void (*bf16_to_f32)(const uint16_t* x, float* y, std::size_t n);
   void (*f32_to_bf16)(const float* x, uint16_t* y, std::size_t n);
   float (*dot)(const float* x, const float* y, std::size_t n);
+  /// y [n][columns] = x [n][w] times the transpose of m [columns][w]. A value does not depend on n.
+  void (*multiply_rows)(const float* x, int n, int w, int columns, const float* m, float* y);
   void (*add)(const float* x, float* y, std::size_t n);  ///< y += x
   /// y[i] = silu(gate[i]) * up[i]
   void (*swiglu)(const float* gate, const float* up, float* y, std::size_t n);

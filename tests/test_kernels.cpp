@@ -342,3 +342,26 @@ TEST_CASE("set_isa and MILLION_ISA choose the table") {
     CHECK(before == levels().back());
   }
 }
+
+TEST_CASE("multiply_rows: any shape, and a value does not depend on the rows beside it") {
+  for (const Ops* op : levels())
+    for (int w : {1, 5, 16, 64, 192, 193})
+      for (int columns : {1, 3, 4, 17, 64})
+        for (int n : {1, 2, 3, 7, 64}) {
+          INFO(op->name << " n=" << n << " w=" << w << " columns=" << columns);
+          const Buffer x = normal(std::size_t(n * w), 1.0f, 1);
+          const Buffer m = normal(std::size_t(columns * w), 1.0f, 3);
+          std::vector<float> y(static_cast<std::size_t>(n * columns) + 1, 777.0f);
+          std::vector<float> one(static_cast<std::size_t>(columns));
+          op->multiply_rows(x.data, n, w, columns, m.data, y.data());
+          REQUIRE(y.back() == 777.0f);
+          for (int i = 0; i < n; ++i) {
+            op->multiply_rows(x.data + i * w, 1, w, columns, m.data, one.data());
+            REQUIRE(std::equal(one.begin(), one.end(), y.begin() + i * columns));
+            for (int c = 0; c < columns; ++c)
+              REQUIRE(std::fabs(one[std::size_t(c)] -
+                                ref::dot(x.data + i * w, m.data + c * w, std::size_t(w))) <
+                      1e-5 * std::sqrt(double(w)));
+          }
+        }
+}

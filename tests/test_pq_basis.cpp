@@ -3,6 +3,7 @@
 // gradients change, and what is refused.
 #include "tests/pq_data.h"
 
+#include "kernels/ops.h"
 #include "lib/quant/codebook.h"
 
 #include <spdlog/spdlog.h>
@@ -72,7 +73,7 @@ std::vector<double> variances(const PqBasis& basis, const AlignedVector<float>& 
   const int w = static_cast<int>(e.size()) / rank;
   const auto n = static_cast<int64_t>(rows.size()) / w;
   std::vector<float> y(static_cast<size_t>(n) * rank);
-  multiply_rows(rows.data(), n, w, rank, e.data(), y.data());
+  ops().multiply_rows(rows.data(), n, w, rank, e.data(), y.data());
   std::vector<double> mean(rank, 0.0), square(rank, 0.0);
   for (size_t i = 0; i < y.size(); ++i) {
     mean[i % rank] += y[i] / static_cast<double>(n);
@@ -115,7 +116,7 @@ TEST_CASE("basis: rotations keep dot products, metrics do not", "[pq_basis]") {
       AlignedVector<float> e;
       b.encode.expand(false, &e);
       std::vector<float> y(x.size());
-      multiply_rows(x.data(), 40, 64, 64, e.data(), y.data());
+      ops().multiply_rows(x.data(), 40, 64, 64, e.data(), y.data());
       const auto dot = [](const std::vector<float>& m, int s, int t) {
         return std::inner_product(m.data() + s * 64, m.data() + s * 64 + 64, m.data() + t * 64,
                                   0.0);

@@ -44,6 +44,53 @@ float dot(const float* x, const float* y, std::size_t n) {
   return reduce_add((a + b) + (c + d));
 }
 
+/// y [kRows][stride] = kRows rows of x times kColumns rows of m, each sum in one chain of lanes, so
+/// that a sum does not depend on its neighbours.
+template <int kRows, int kColumns>
+MILLION_INLINE void multiply_block(const float* x, int w, const float* m, float* y, int stride) {
+  F sum[kRows][4];
+  for (int r = 0; r < kRows; ++r)
+    for (int c = 0; c < 4; ++c) sum[r][c] = zero();
+  int i = 0;
+  for (; i + kLanes <= w; i += kLanes) {
+    F column[kColumns];
+    for (int c = 0; c < kColumns; ++c) column[c] = load(m + c * w + i);
+    for (int r = 0; r < kRows; ++r) {
+      const F row = load(x + r * w + i);
+      for (int c = 0; c < kColumns; ++c) sum[r][c] = vfma(row, column[c], sum[r][c]);
+    }
+  }
+  for (int r = 0; i < w && r < kRows; ++r)
+    for (int c = 0; c < kColumns; ++c)
+      sum[r][c] = vfma(load_part(x + r * w + i, w - i), load_part(m + c * w + i, w - i), sum[r][c]);
+  for (int r = 0; r < kRows; ++r) {
+    float four[4];
+    reduce_add4(four, sum[r][0], sum[r][1], sum[r][2], sum[r][3]);
+    for (int c = 0; c < kColumns; ++c) y[r * stride + c] = four[c];
+  }
+}
+
+void multiply_rows(const float* x, int n, int w, int columns, const float* m, float* y) {
+  constexpr int kRows = 3;
+  for (int c = 0; c < columns; c += columns - c >= 4 ? 4 : 1) {
+    const float* panel = m + static_cast<std::ptrdiff_t>(c) * w;
+    const bool four = columns - c >= 4;
+    for (int r = 0; r < n;) {
+      const float* row = x + static_cast<std::ptrdiff_t>(r) * w;
+      float* to = y + static_cast<std::ptrdiff_t>(r) * columns + c;
+      if (n - r >= kRows) {
+        four ? multiply_block<kRows, 4>(row, w, panel, to, columns)
+             : multiply_block<kRows, 1>(row, w, panel, to, columns);
+        r += kRows;
+      } else {
+        four ? multiply_block<1, 4>(row, w, panel, to, columns)
+             : multiply_block<1, 1>(row, w, panel, to, columns);
+        r += 1;
+      }
+    }
+  }
+}
+
 void add(const float* __restrict x, float* __restrict y, std::size_t n) {
   for (std::size_t i = 0; i < n; ++i) y[i] += x[i];
 }

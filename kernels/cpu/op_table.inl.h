@@ -22,6 +22,7 @@ const Ops kOps = {
     bf16_to_f32,
     f32_to_bf16,
     dot,
+    multiply_rows,
     add,
     swiglu,
     rmsnorm,

@@ -53,23 +53,24 @@ class TileJob {
 
   void run() {
     load();
-    const auto sinks_of = [&](int64_t i) { return std::min(view_.sinks, key(i)); };
     const auto low = [&](int64_t i) { return std::min(key(i), value(i)); };
     const auto high = [&](int64_t i) { return std::max(key(i), value(i)); };
+    // Without codes in the chunk the sinks still go apart: a row must not depend on its chunk.
+    const TileRows* low_k = view_.any_coded ? view_.coded_k : view_.exact_k;
+    const TileRows* low_v = view_.any_coded ? view_.coded_v : view_.exact_v;
     for (int64_t k0 = 0; k0 <= last_; k0 += kKeyTile) {
       const auto attend = [&](const TileRows* k, const TileRows* v, auto from, auto to) {
         if (set_visible(k0, from, to))
           attend_tile(w_, rows_, g_.head_dim, k->at(head_, k0), v->at(head_, k0));
       };
-      attend(view_.coded_k, view_.coded_v, sinks_of, low);
+      attend(
+          low_k, low_v, [](int64_t) { return int64_t{0}; }, low);
       if (split_) {  // tokens of which only one side is coded
         attend(
             view_.exact_k, view_.coded_v, [&](int64_t i) { return key(i); }, high);
         attend(
             view_.coded_k, view_.exact_v, [&](int64_t i) { return value(i); }, high);
       }
-      attend(
-          view_.exact_k, view_.exact_v, [](int64_t) { return int64_t{0}; }, sinks_of);
       attend(view_.exact_k, view_.exact_v, high, [](int64_t i) { return i + 1; });
     }
     store();

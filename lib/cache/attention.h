@@ -36,16 +36,16 @@ class TileRows {
 };
 
 /// What a chunk of queries sees. Query at position i (first <= i < first + n) sees the keys of
-/// positions [0, sinks) exact, [sinks, key_boundary(i)) decoded, [key_boundary(i), i] exact, and
-/// values likewise; boundaries never fall.
+/// positions [0, key_boundary(i)) in coded_k, [key_boundary(i), i] in exact_k, and values likewise;
+/// boundaries never fall. The sinks are exact wherever they are read.
 struct ChunkView {
   const TileRows* exact_k;
   const TileRows* exact_v;
-  const TileRows* coded_k;  ///< keys after RoPE
+  const TileRows* coded_k;  ///< keys after RoPE; the sinks among them exact
   const TileRows* coded_v;
   int64_t first;
   int n;
-  int64_t sinks;
+  bool any_coded;  ///< false: no query sees codes, and the sinks are in the exact rows
   std::function<int64_t(int64_t)> key_boundary, value_boundary;  ///< min(sinks, i + 1) .. i + 1
 };
 

@@ -25,6 +25,8 @@ namespace {
 
 /// Tokens decoded at once by decode-then-attend.
 constexpr int kDecodeTokens = 256;
+/// Tokens decoded at once for tiles: a store expands its tables once for them.
+constexpr int kTileTokens = 1024;
 
 }  // namespace
 
@@ -210,25 +212,26 @@ void KvCache::Impl::fill_tiles(Layer& layer, int64_t n_after) {
   };
   const Side sides[] = {{layer.k, exact_k, coded_k, key_rule.seen(n_after - 1)},
                         {layer.v, exact_v, coded_v, value_rule.seen(n_after - 1)}};
+  const bool any_coded = sides[0].n_coded > 0 || sides[1].n_coded > 0;
   for (const Side& s : sides) {
     s.exact.reset(geometry.n_kv_heads, geometry.head_dim, n_after);
-    if (s.n_coded > 0) s.coded.reset(geometry.n_kv_heads, geometry.head_dim, n_after);
+    if (any_coded) s.coded.reset(geometry.n_kv_heads, geometry.head_dim, n_after);
   }
   const int64_t parts =
-      (std::max(sides[0].n_coded, sides[1].n_coded) + kDecodeTokens - 1) / kDecodeTokens;
+      (std::max(sides[0].n_coded, sides[1].n_coded) + kTileTokens - 1) / kTileTokens;
   parallel_for(geometry.n_kv_heads * (parts + 1), [&](int64_t job) {
     const int head = static_cast<int>(job % geometry.n_kv_heads);
     const int64_t part = job / geometry.n_kv_heads;
     for (const Side& s : sides) {
       const int64_t n_sink_rows = s.kind.sinks().size(), sealed = s.kind.sealed();
       if (part == parts) {
-        s.kind.sinks().read(head, 0, n_sink_rows, s.exact.at(head, 0));
+        s.kind.sinks().read(head, 0, n_sink_rows, (any_coded ? s.coded : s.exact).at(head, 0));
         const int64_t n = n_after - n_sink_rows - sealed;
         if (n > 0) s.kind.window().read(head, 0, n, s.exact.at(head, n_sink_rows + sealed));
         continue;
       }
-      const int64_t begin = part * kDecodeTokens;
-      const int64_t end = std::min(s.n_coded, begin + kDecodeTokens);
+      const int64_t begin = part * kTileTokens;
+      const int64_t end = std::min(s.n_coded, begin + kTileTokens);
       if (begin >= end) continue;
       float* rows = s.coded.at(head, n_sink_rows + begin);
       s.kind.store().decode(head, static_cast<int>(begin), static_cast<int>(end), rows);
@@ -245,7 +248,7 @@ void KvCache::Impl::attend_many(Layer& layer, int64_t first, const float* q, int
                  &coded_v,
                  first,
                  n,
-                 n_sinks(),
+                 key_rule.seen(first + n - 1) > 0 || value_rule.seen(first + n - 1) > 0,
                  [this](int64_t i) { return boundary(key_rule, i); },
                  [this](int64_t i) { return boundary(value_rule, i); }};
   attend_chunk(geometry, view, q, out);

@@ -19,12 +19,23 @@ namespace {
 /// Weight values dequantized at once: 4.5 MiB of f32, which stays in the shared cache while all
 /// row tiles use it.
 constexpr int64_t kWeightBlock = 1 << 20;
-/// Row tile of A. Measured (2 cores, AVX-512): 346 GFLOP/s at 128 rows, 389 at 256, and 128 halves
-/// the imbalance of a 512-token chunk.
+/// Row tile of A with bf16 products and in run_back.
 constexpr int kRowTile = 128;
-/// oneDNN's f32 kernel sums k in the same order for every tile of at least this many rows, but not
-/// below (tested by test_decoder_golden): shorter tails are padded.
-constexpr int kMinRows = 64;
+/// oneDNN's f32 kernels take 6 (AVX2) or 8 (AVX-512) rows at once and sum k in another order for
+/// the rest, and for fewer than 64 rows (tested by test_decoder_golden): tiles are padded to
+/// multiples.
+constexpr int kRowUnit = 24, kMinRows = 72;
+/// Rows of a tile at most. Measured (2 cores, AVX-512): 346 GFLOP/s at 128 rows, 389 at 256.
+constexpr int kMaxRows = 264;
+
+int padded_rows(int rows) {
+  return std::max(kMinRows, (rows + kRowUnit - 1) / kRowUnit * kRowUnit);
+}
+/// Row tile for m rows: an equal share of the threads. Results do not depend on it.
+int row_tile(int m) {
+  const int pieces = (m + threads() * kMaxRows - 1) / (threads() * kMaxRows) * threads();
+  return padded_rows((m + pieces - 1) / pieces);
+}
 
 using Bf16Vector = AlignedVector<uint16_t>;
 
@@ -151,12 +162,13 @@ void Gemm::Impl::tile_f32(const float* a, int rows, int n, int k, float* c, int 
     MILLION_ASSERT(dnnl_sgemm('N', 'T', m, n, k, 1.0f, from, k, weights.data(), k, 0.0f, to, ld) ==
                    dnnl_success);
   };
-  if (rows >= kMinRows) return gemm(a, rows, c, ldc);
+  const int all = padded_rows(rows);
+  if (rows == all) return gemm(a, rows, c, ldc);
   thread_local AlignedVector<float> padded_a, padded_c;
-  padded_a.assign(static_cast<std::size_t>(kMinRows) * k, 0.0f);
-  padded_c.resize(static_cast<std::size_t>(kMinRows) * n);
+  padded_a.assign(static_cast<std::size_t>(all) * k, 0.0f);
+  padded_c.resize(static_cast<std::size_t>(all) * n);
   std::copy_n(a, static_cast<std::size_t>(rows) * k, padded_a.data());
-  gemm(padded_a.data(), kMinRows, padded_c.data(), n);
+  gemm(padded_a.data(), all, padded_c.data(), n);
   for (int r = 0; r < rows; ++r)
     std::copy_n(padded_c.data() + static_cast<std::size_t>(r) * n, n,
                 c + static_cast<int64_t>(r) * ldc);
@@ -188,13 +200,14 @@ Gemm::~Gemm() = default;
 
 void Gemm::run(const float* a, int m, const WeightView& w, float* c, int ldc) {
   const int block = static_cast<int>(std::clamp<int64_t>(kWeightBlock / w.cols, 16, w.rows));
-  const int64_t tiles = (m + kRowTile - 1) / kRowTile;
+  const int size = impl_->compute == PrefillCompute::kF32 ? row_tile(m) : kRowTile;
+  const int64_t tiles = (m + size - 1) / size;
   for (int first = 0; first < w.rows; first += block) {
     const int n = std::min(block, w.rows - first);
     impl_->dequantize(w, first, n, true);
     parallel_for(tiles, [&](int64_t tile) {
-      const int row = static_cast<int>(tile) * kRowTile;
-      const int rows = std::min(kRowTile, m - row);
+      const int row = static_cast<int>(tile) * size;
+      const int rows = std::min(size, m - row);
       const float* from = a + static_cast<int64_t>(row) * w.cols;
       float* to = c + static_cast<int64_t>(row) * ldc + first;
       if (impl_->compute == PrefillCompute::kF32)

@@ -152,7 +152,7 @@ void TrainJob::add_rows(const Stream& stream, int64_t begin, int64_t end, TrainR
     if (encode.empty())
       std::memcpy(to, all.data() + row * w, sizeof(float) * w);
     else
-      multiply_rows(all.data() + row * w, 1, w, rank(), encode.data(), to);
+      ops().multiply_rows(all.data() + row * w, 1, w, rank(), encode.data(), to);
     if (!rows->gradient2.empty())
       std::copy_n(gradients[stream.layer].data() + tokens[row] * data.geometry.row() +
                       static_cast<int64_t>(stream.unit) * w,

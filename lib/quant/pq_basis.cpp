@@ -342,8 +342,8 @@ void PqBasis::turn_mean(const KvGeometry& g, const KeyFrame& frame) {
   for (int f = 0; f < period; ++f) {
     turned = mean;
     g.rope.move(turned.data(), static_cast<int>(w) / g.head_dim, g.head_dim, f);
-    multiply_rows(turned.data(), 1, static_cast<int>(w), static_cast<int>(rank), matrix.data(),
-                  y.data());
+    ops().multiply_rows(turned.data(), 1, static_cast<int>(w), static_cast<int>(rank),
+                        matrix.data(), y.data());
     ops().f32_to_f16(y.data(), coded_mean.data() + f * rank, rank);
   }
   split_places(period);
@@ -429,12 +429,6 @@ PqBasis train_basis(const CalibrationSet& data, KvKind kind, int layer, int unit
     basis.decode = ByteMatrix::from(floats(axes.transpose() * metric.inverse), p.rank);
   basis.turn_mean(data.geometry, frame);
   return basis;
-}
-
-void multiply_rows(const float* x, int64_t n, int w, int rows, const float* m, float* y) {
-  const Ops& op = ops();
-  for (int64_t i = 0; i < n; ++i)
-    for (int j = 0; j < rows; ++j) y[i * rows + j] = op.dot(x + i * w, m + j * w, w);
 }
 
 }  // namespace million

@@ -101,7 +101,4 @@ AlignedVector<float> unit_rows(const CalibrationSet& data, KvKind kind, int laye
 PqBasis train_basis(const CalibrationSet& data, KvKind kind, int layer, int unit,
                     const KeyFrame& frame, int sinks, const PqBasisParams& params);
 
-/// y [n][rows] = x [n][w] m^T for a matrix m [rows][w]; a row's result does not depend on n.
-void multiply_rows(const float* x, int64_t n, int w, int rows, const float* m, float* y);
-
 }  // namespace million

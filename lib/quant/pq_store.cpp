@@ -128,13 +128,16 @@ class PqStore final : public CodeStore {
       thread_local AlignedVector<float> centroids;
       return decode_rows(unit, expand_book(*unit.book, &centroids), begin, end, out);
     }
-    thread_local AlignedVector<float> rows;
+    thread_local AlignedVector<float> rows, centroids, matrix;
     rows.resize(static_cast<size_t>(kDecodeRows) * rank_);
+    expand_book(*unit.book, &centroids);
+    unit.basis->decoder().expand(true, &matrix);
+    const float* own = matrix.data() + static_cast<int64_t>(head % span_) * d_ * rank_;
     const float* mean = outside_mean(*unit.basis);
     for (; begin < end; begin += kDecodeRows, out += static_cast<int64_t>(kDecodeRows) * d_) {
       const int n = std::min(end - begin, kDecodeRows);
-      decode_coded(head, begin, begin + n, rows.data());
-      from_coded(head, rows.data(), n, out);
+      coded_rows(unit, centroids.data(), begin, begin + n, rows.data());
+      ops().multiply_rows(rows.data(), n, rank_, d_, own, out);
       for (int t = 0; mean && t < n; ++t)
         add_mean(mean + head % span_ * d_, 1, begin + t, 1.0f, out + t * d_);
     }
@@ -147,9 +150,7 @@ class PqStore final : public CodeStore {
   void decode_coded(int head, int begin, int end, float* y) const override {
     const Unit& unit = units_[head / span_];
     thread_local AlignedVector<float> centroids;
-    decode_rows(unit, expand_book(*unit.book, &centroids), begin, end, y);
-    for (int t = begin; t < end; ++t)
-      add_coded_mean(*unit.basis, t, 1.0f, y + static_cast<int64_t>(t - begin) * rank_);
+    coded_rows(unit, expand_book(*unit.book, &centroids), begin, end, y);
   }
 
   int coded_units() const override {
@@ -185,8 +186,8 @@ class PqStore final : public CodeStore {
   void from_coded(int head, const float* y, int n, float* rows) const override {
     thread_local AlignedVector<float> matrix;
     units_[head / span_].basis->decoder().expand(true, &matrix);
-    multiply_rows(y, n, rank_, d_, matrix.data() + static_cast<int64_t>(head % span_) * d_ * rank_,
-                  rows);
+    ops().multiply_rows(y, n, rank_, d_,
+                        matrix.data() + static_cast<int64_t>(head % span_) * d_ * rank_, rows);
   }
 
   StoreBytes bytes() const override {
@@ -252,17 +253,23 @@ class PqStore final : public CodeStore {
   void turn_rows(const float* x, int n, float* turned) const {
     const auto n_units = static_cast<int64_t>(units_.size());
     parallel_ranges(n, kParallelTokens, [&](int64_t begin, int64_t end) {
-      AlignedVector<float> matrix, row(width());
+      AlignedVector<float> matrix, rows;
       for (int64_t u = 0; u < n_units && begin < end; ++u) {
         const PqBasis& basis = *units_[u].basis;
         basis.encode.expand(false, &matrix);
-        for (int64_t t = begin; t < end; ++t) {
-          std::copy_n(x + (t * n_units + u) * width(), width(), row.data());
-          if (const float* mean = outside_mean(basis))
-            add_mean(mean, span_, n_tokens_ + t, -1.0f, row.data());
+        for (int64_t t = begin; t < end; t += kDecodeRows) {
+          const auto count = static_cast<int>(std::min<int64_t>(kDecodeRows, end - t));
+          rows.resize(static_cast<size_t>(count) * width());
+          for (int i = 0; i < count; ++i) {
+            float* row = rows.data() + static_cast<int64_t>(i) * width();
+            std::copy_n(x + ((t + i) * n_units + u) * width(), width(), row);
+            if (const float* mean = outside_mean(basis))
+              add_mean(mean, span_, n_tokens_ + t + i, -1.0f, row);
+          }
           float* y = turned + (u * n + t) * rank_;
-          multiply_rows(row.data(), 1, width(), rank_, matrix.data(), y);
-          add_coded_mean(basis, n_tokens_ + t, -1.0f, y);
+          ops().multiply_rows(rows.data(), count, width(), rank_, matrix.data(), y);
+          for (int i = 0; i < count; ++i)
+            add_coded_mean(basis, n_tokens_ + t + i, -1.0f, y + static_cast<int64_t>(i) * rank_);
         }
       }
     });
@@ -280,6 +287,13 @@ class PqStore final : public CodeStore {
                    out + static_cast<int64_t>(t - begin) * rank_ + m * unit.book->dsub, rank_);
       t += n;
     }
+  }
+
+  /// decode_rows with the mean.
+  void coded_rows(const Unit& unit, const float* centroids, int begin, int end, float* y) const {
+    decode_rows(unit, centroids, begin, end, y);
+    for (int t = begin; t < end; ++t)
+      add_coded_mean(*unit.basis, t, 1.0f, y + static_cast<int64_t>(t - begin) * rank_);
   }
 
   /// Encodes subspace m of one unit for n rows of x; touches only that subspace's runs.
