@@ -5,6 +5,7 @@
 #include "tests/cache_data.h"
 
 #include "lib/cache/encoder.h"
+#include "lib/cache/kind_cache.h"
 #include "lib/core/error.h"
 #include "lib/core/parallel.h"
 
@@ -220,4 +221,48 @@ TEST_CASE("a job that fails in the background is reported by the next wait") {
   const int64_t last = encoder.submit(job(false));  // and the encoder works on
   encoder.wait(last);
   CHECK(ran == 3);
+}
+
+TEST_CASE("queued jobs start when they are allowed or waited for, not before") {
+  BlockEncoder encoder(true);
+  std::atomic<int> ran{0};
+  const auto submit = [&] {
+    EncodeJob job;
+    job.run = [&ran](EncodeJob&) { ++ran; };
+    return encoder.submit(std::move(job));
+  };
+  const int64_t first = submit(), second = submit();
+  submit();
+  CHECK(ran == 0);  // nothing may start it, so this cannot race
+  encoder.allow(1);
+  encoder.wait(first);
+  CHECK(ran == 1);
+  encoder.wait(second);
+  CHECK(ran == 2);
+  encoder.allow(100);
+  const int64_t last = submit();
+  CHECK(last == 4);
+  encoder.wait(last);
+  CHECK(ran == 4);
+}
+
+TEST_CASE(
+    "a step waits for the block whose codes it sees, not for the one it has just handed over") {
+  const Rows rows(6);
+  const Method method = make_method("uniform:bits=4,group=64,sinks=4", rows);
+  KindCache kind(rows.g, {Protocol::kDecodePath, false, 4, 0, kSealTokens, {}}, KeyFrame{},
+                 method.key_codec->make_store(0));
+  BlockEncoder encoder(true);
+  kind.append_exact(rows.k[0].data(), 4 + 3 * kSealTokens);
+  kind.start_encoding(kSealTokens, encoder);
+  kind.start_encoding(3 * kSealTokens, encoder);
+  CHECK(kind.ticket(kSealTokens) == 1);
+  CHECK(kind.ticket(kSealTokens + 1) == 2);
+  CHECK(kind.last_ticket() == 2);
+  encoder.wait(1);
+  kind.drop(kSealTokens);
+  CHECK(kind.ticket(kSealTokens) == 1);  // a method's own rule drops rows before it waits
+  encoder.wait(kind.ticket(3 * kSealTokens));
+  kind.drop(3 * kSealTokens);
+  CHECK(kind.store().n_tokens() == 3 * kSealTokens);
 }

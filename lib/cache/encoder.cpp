@@ -3,6 +3,7 @@
 
 #include "lib/core/parallel.h"
 
+#include <algorithm>
 #include <utility>
 
 namespace million {
@@ -28,12 +29,25 @@ int64_t BlockEncoder::submit(EncodeJob job) {
   }
   std::lock_guard lock(mutex_);
   queue_.push_back(std::move(job));
-  changed_.notify_all();
   return ++submitted_;
+}
+
+void BlockEncoder::allow(int64_t n) {
+  if (!async()) return;
+  {
+    std::lock_guard lock(mutex_);
+    if (allowed_ == submitted_) return;
+    allowed_ = std::min(submitted_, allowed_ + n);
+  }
+  changed_.notify_all();
 }
 
 void BlockEncoder::wait(int64_t ticket) {
   std::unique_lock lock(mutex_);
+  if (ticket > allowed_) {
+    allowed_ = ticket;
+    changed_.notify_all();
+  }
   changed_.wait(lock, [&] { return done_ >= ticket; });
   if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
 }
@@ -42,8 +56,9 @@ void BlockEncoder::loop() {
   set_threads(1);  // a second OpenMP team would fight with the decoder's over the cores
   std::unique_lock lock(mutex_);
   for (;;) {
-    changed_.wait(lock, [&] { return stop_ || !queue_.empty(); });
+    changed_.wait(lock, [&] { return stop_ || started_ < allowed_; });
     if (stop_) return;
+    ++started_;
     EncodeJob job = std::move(queue_.front());
     queue_.pop_front();
     lock.unlock();

@@ -32,10 +32,14 @@ class BlockEncoder {
   BlockEncoder& operator=(const BlockEncoder&) = delete;
 
   bool async() const { return thread_.joinable(); }
-  /// Runs the job now (synchronous) or queues it; the returned ticket is for wait().
+  /// Runs the job now (synchronous) or queues it until allow() or wait() lets it start; the
+  /// returned ticket is for wait().
   int64_t submit(EncodeJob job);
-  /// Returns when the job of `ticket` and all before it are done; rethrows the first exception of a
-  /// job. Ticket 0 is always done.
+  /// Lets n more queued jobs start. A block's jobs at once would take a core from one decoding
+  /// step; the caller spreads them over the steps until their codes are needed.
+  void allow(int64_t n);
+  /// Lets the job of `ticket` and all before it start and returns when they are done; rethrows the
+  /// first exception of a job. Ticket 0 is always done.
   void wait(int64_t ticket);
 
  private:
@@ -44,7 +48,7 @@ class BlockEncoder {
   std::mutex mutex_;
   std::condition_variable changed_;
   std::deque<EncodeJob> queue_;
-  int64_t submitted_ = 0, done_ = 0;
+  int64_t submitted_ = 0, allowed_ = 0, started_ = 0, done_ = 0;
   bool stop_ = false;
   std::exception_ptr error_;
   std::thread thread_;

@@ -59,7 +59,13 @@ void KindCache::start_encoding(int64_t until, BlockEncoder& encoder) {
     store_->append(j.x.data(), j.n, j.first_token);
   };
   started_ = until;
-  ticket_ = encoder.submit(std::move(job));
+  jobs_.push_back({until, encoder.submit(std::move(job))});
+}
+
+int64_t KindCache::ticket(int64_t until) const {
+  for (const Job& job : jobs_)
+    if (job.until >= until) return job.ticket;
+  return 0;
 }
 
 void KindCache::drop(int64_t until) {
@@ -67,6 +73,8 @@ void KindCache::drop(int64_t until) {
   MILLION_ASSERT(until <= started_);
   window_.drop_front(until - sealed_);
   sealed_ = until;
+  // A job that ends there may still run: a method's own rule drops rows before it is waited for.
+  while (!jobs_.empty() && jobs_.front().until < sealed_) jobs_.pop_front();
 }
 
 StoreBytes KindCache::code_bytes() const {

@@ -9,6 +9,7 @@
 #include "lib/quant/codec.h"
 
 #include <cstdint>
+#include <deque>
 #include <memory>
 #include <shared_mutex>
 
@@ -35,7 +36,9 @@ class KindCache {
   const CodeStore& store() const { return *store_; }
   const KeyFrame& frame() const { return frame_; }
   int64_t sealed() const { return sealed_; }  ///< tokens behind the sinks that are only coded
-  int64_t ticket() const { return ticket_; }
+  /// Of the encoding job whose end makes tokens [0, until) readable as codes, until >= sealed().
+  int64_t ticket(int64_t until) const;
+  int64_t last_ticket() const { return jobs_.empty() ? 0 : jobs_.back().ticket; }
   /// Held shared while codes are read, because a worker may append others.
   std::shared_mutex& mutex() const { return *mutex_; }
   StoreBytes code_bytes() const;
@@ -48,7 +51,10 @@ class KindCache {
   std::unique_ptr<CodeStore> store_;
   int64_t sealed_ = 0;   ///< the window starts behind them
   int64_t started_ = 0;  ///< tokens handed to the encoder, >= sealed_
-  int64_t ticket_ = 0;   ///< of the last encoding job
+  struct Job {
+    int64_t until, ticket;
+  };
+  std::deque<Job> jobs_;  ///< in order; ended ones are dropped as tokens are sealed
   std::unique_ptr<std::shared_mutex> mutex_ = std::make_unique<std::shared_mutex>();
 };
 

@@ -16,6 +16,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <limits>
 #include <numeric>
 #include <shared_mutex>
 #include <tuple>
@@ -111,6 +112,16 @@ struct KvCache::Impl {
     n_tokens = 0;
   }
 
+  /// Single tokens: a job at every third call, so that a block of keys and values of all layers is
+  /// encoded within six of the eight steps until its codes are seen. Chunks: all at once.
+  void pace_encoder(bool single) {
+    static_assert(kVisibleLag >= 8);
+    if (!single)
+      encoder.allow(std::numeric_limits<int32_t>::max());
+    else if (++n_single_calls % 3 == 0)
+      encoder.allow(1);
+  }
+
   int n_sinks() const { return key_rule.sinks; }
 
   /// First position behind the codes that the query at position i sees.
@@ -153,6 +164,7 @@ struct KvCache::Impl {
   bool any_call = true;  ///< a sequence may come in any number of calls
   int64_t n_tokens = 0;
   int64_t last_ticket = 0;
+  int64_t n_single_calls = 0;
   RopeTable rope;
   std::vector<Layer> layers;
   TileRows exact_k, exact_v, coded_k, coded_v;
@@ -169,7 +181,7 @@ struct KvCache::Impl {
 
 void KvCache::Impl::hand_over(KindCache& kind, int64_t until) {
   kind.start_encoding(until, encoder);
-  last_ticket = std::max(last_ticket, kind.ticket());
+  last_ticket = std::max(last_ticket, kind.last_ticket());
 }
 
 /// End of the run of queries from `first` on that see one state of codes: codes that a flush
@@ -396,7 +408,7 @@ void KvCache::Impl::attend_run(Layer& layer, int64_t first, int n, bool single, 
   const int64_t n_after = first + n;
   for_kinds(layer, [&](KindCache& kind, const CodingRule& rule) {
     if (rule.ruled()) hand_over(kind, rule.handed_over(n_after));
-    if (rule.seen(n_after - 1) > 0) encoder.wait(kind.ticket());
+    encoder.wait(kind.ticket(rule.seen(n_after - 1)));
     if (single) kind.drop(rule.seen(n_after - 1));
   });
   if (!out)
@@ -440,6 +452,7 @@ void KvCache::attend(int layer_index, const float* q, const float* k, const floa
   });
   const int64_t row = static_cast<int64_t>(m.geometry.n_heads) * m.geometry.head_dim;
   const bool single = n == 1;
+  m.pace_encoder(single);
   for (int64_t first = m.n_tokens; first < n_after;) {
     const int64_t end = m.run_end(first, n_after), at = (first - m.n_tokens) * row;
     m.attend_run(layer, first, static_cast<int>(end - first), single, q ? q + at : nullptr,
