@@ -83,7 +83,7 @@ std::size_t pq_scratch_floats(const PqAttendArgs& args) {
   const std::size_t tables = static_cast<std::size_t>(args.k.M) << args.k.nbits;
   const std::size_t with_tables =
       group * (tables + 4 * kPqBlock + d) + d * 64 + 4096 + CodedScratch(pq_value_run(args)).floats;
-  return std::max(with_tables, WordScratch(args).floats);
+  return std::max(with_tables, PqSumScratch(args).floats);
 }
 
 std::size_t coded_scratch_floats(const CodedAttendArgs& args) {

@@ -178,9 +178,9 @@ struct Ops {
   // --- attention ---
   void (*attend_f16)(const DenseAttendArgs& args);
   void (*attend_f32)(const DenseAttendF32Args& args);
-  /// f32 tables: 1e-5 of the output norm. AVX2 with nbits <= 8: centroids as bytes
-  /// (cpu/attention_pq_words.inl.h); AVX-512 with nbits <= 8 and 96 tokens or more: 8-bit tables,
-  /// score error 0.01 RMS (cpu/attention_pq_bytes.inl.h); both within 2.5 % on random data.
+  /// nbits > 8: f32 tables, 1e-5 of the output norm. Scalar and AVX2: scores in 16 bits, 0.6 %
+  /// (cpu/attention_pq_sums.inl.h). AVX-512 with 96 tokens or more: 8-bit tables, score error 0.01
+  /// RMS, output within 2.5 % on random data (cpu/attention_pq_bytes.inl.h).
   void (*attend_pq)(const PqAttendArgs& args);
   /// AVX-512: queries, D^T and weights enter as bytes, output within 4 % on random data
   /// (cpu/attention_coded.inl.h); others: as words, 0.2 % (cpu/attention_coded_words.inl.h).

@@ -8,6 +8,13 @@
 namespace million {
 namespace {
 
+/// Takes `count` values of T at `base` + `floats`, in whole cache lines.
+template <class T>
+void take_scratch(T** at, float* base, std::size_t count, std::size_t* floats) {
+  *at = reinterpret_cast<T*>(base + *floats);
+  *floats += (count * sizeof(T) + 63) / 64 * 16;
+}
+
 struct WordScratch {
   static constexpr int kRows = 3;       ///< queries turned at once
   static constexpr int kTile = 128;     ///< tokens of decoded keys
@@ -27,7 +34,7 @@ struct WordScratch {
   float* scores;       ///< [n_heads][stride]
   float* group_max;    ///< [n_heads][stride / 64]
   float* group_sum;    ///< [stride / 64]
-  uint8_t* needed;     ///< [batches of heads][stride / 64] groups whose values some head needs
+  uint8_t* needed;     ///< [at least 5][stride / 64] groups whose values some head needs
   uint16_t* codes;     ///< [kWeights] unpacked
   int8_t* tile;        ///< [quads][kTile][4] keys
   int8_t* values;      ///< [kWeights][4] of one quad
@@ -39,42 +46,57 @@ struct WordScratch {
     const auto tokens = static_cast<std::size_t>(n_tokens < 0 ? 0 : n_tokens);
     const auto heads = static_cast<std::size_t>(n_heads);
     const std::size_t queries = heads * static_cast<std::size_t>(n_frames);
-    stride = (tokens + kWeights - 1) / kWeights * kWeights;
+    stride = (tokens + kPqBlock - 1) / kPqBlock * kPqBlock;
     quads = (rank + 3) / 4;
     const std::size_t axes = 4 * static_cast<std::size_t>(quads);
     floats = 0;
-    take(&q, base, queries * axes);
-    take(&q_scale, base, queries);
-    take(&q_bias, base, queries);
-    take(&q_mean, base, queries * static_cast<std::size_t>(n_places));
-    take(&k_tables, base, k_bytes);
-    take(&v_tables, base, v_bytes);
-    take(&k_axes, base, 2 * axes);
-    take(&v_axes, base, 2 * axes);
-    take(&row, base, kRows * axes);
-    take(&scores, base, heads * stride);
-    take(&group_max, base, heads * (stride / 64));
-    take(&group_sum, base, stride / 64);
-    take(&needed, base, heads * (stride / 64));
-    take(&codes, base, kWeights);
-    take(&tile, base, axes * kTile + 64);
-    take(&values, base, 4 * kWeights);
-    take(&weights, base, 4 * heads * kWeights);
+    take_scratch(&q, base, queries * axes, &floats);
+    take_scratch(&q_scale, base, queries, &floats);
+    take_scratch(&q_bias, base, queries, &floats);
+    take_scratch(&q_mean, base, queries * static_cast<std::size_t>(n_places), &floats);
+    take_scratch(&k_tables, base, k_bytes, &floats);
+    take_scratch(&v_tables, base, v_bytes, &floats);
+    take_scratch(&k_axes, base, 2 * axes, &floats);
+    take_scratch(&v_axes, base, 2 * axes, &floats);
+    take_scratch(&row, base, kRows * axes, &floats);
+    take_scratch(&scores, base, heads * stride, &floats);
+    take_scratch(&group_max, base, heads * (stride / 64), &floats);
+    take_scratch(&group_sum, base, stride / 64, &floats);
+    take_scratch(&needed, base, (heads < 5 ? 5 : heads) * (stride / 64), &floats);
+    take_scratch(&codes, base, kWeights, &floats);
+    take_scratch(&tile, base, axes * kTile + 64, &floats);
+    take_scratch(&values, base, 4 * kWeights, &floats);
+    take_scratch(&weights, base, 4 * heads * kWeights, &floats);
   }
   explicit WordScratch(const CodedAttendArgs& a)
       : WordScratch(a.scratch, a.n_heads, a.rank, a.n_tokens, coded_frames(a), a.n_places,
                     static_cast<std::size_t>(a.rank) << a.k.nbits,
                     static_cast<std::size_t>(a.rank) << a.v.nbits) {}
-  explicit WordScratch(const PqAttendArgs& a)
-      : WordScratch(a.scratch, a.n_group, a.head_dim, a.n_tokens, 1, 0,
-                    static_cast<std::size_t>(a.head_dim) << a.k.nbits,
-                    static_cast<std::size_t>(a.head_dim) << a.v.nbits) {}
+};
 
- private:
-  template <class T>
-  void take(T** at, float* base, std::size_t count) {
-    *at = reinterpret_cast<T*>(base + floats);
-    floats += (count * sizeof(T) + 63) / 64 * 16;
+/// The same for attend_pq by sums of weights (cpu/attention_pq_sums.inl.h).
+struct PqSumScratch {
+  static constexpr int kFields = 4, kChunk = 8, kShared = 2;
+  using Four = float __attribute__((vector_size(16)));  ///< a number for each of kFields heads
+
+  WordScratch run;     ///< scores, and what weighs them
+  float* tables;       ///< [kFields][M][K] of the keys
+  uint64_t* entries;   ///< [M][K] the same as fields
+  Four* sums;          ///< [kShared][K] weights of the values' codes
+  uint64_t* totals;    ///< [kPqBlock]
+  Four* weights;       ///< [run.stride]
+  uint16_t* codes;     ///< [kChunk][kPqBlock] unpacked
+  std::size_t floats;  ///< all of it
+
+  explicit PqSumScratch(const PqAttendArgs& a)
+      : run(a.scratch, a.n_group, a.head_dim, a.n_tokens, 0, 0, 0, 0), floats(run.floats) {
+    const std::size_t k_codes = static_cast<std::size_t>(a.k.M) << a.k.nbits;
+    take_scratch(&tables, a.scratch, kFields * k_codes, &floats);
+    take_scratch(&entries, a.scratch, k_codes, &floats);
+    take_scratch(&sums, a.scratch, std::size_t{kShared} << a.v.nbits, &floats);
+    take_scratch(&totals, a.scratch, kPqBlock, &floats);
+    take_scratch(&weights, a.scratch, run.stride, &floats);
+    take_scratch(&codes, a.scratch, kChunk * kPqBlock, &floats);
   }
 };
 

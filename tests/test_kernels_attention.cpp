@@ -120,7 +120,7 @@ TEST_CASE("attention on PQ codes") {
   cases.push_back({96, 32, 8, 32, 8});  // dsub 3
   cases.push_back({64, 32, 8, 16, 4});
   cases.push_back({64, 16, 3, 32, 8});
-  double worst_bytes = 0.0, worst_tables = 0.0;
+  double worst_bytes = 0.0, worst_sums = 0.0, worst_tables = 0.0;
   for (const Ops* op : levels())
     for (const Case& c : cases)
       for (int group : {1, 3, 4, 8, 16})
@@ -149,21 +149,24 @@ TEST_CASE("attention on PQ codes") {
             REQUIRE(result.state[0].sum == 0.0f);
             continue;
           }
-          // f32 tables: 1e-5. Eight-bit tables (AVX-512, 96 tokens or more) and eight-bit
-          // centroids (AVX2): 2.5 % of the output norm, 0.05 (4 RMS errors) in a score.
-          const bool tables = op == ops_for(Isa::kAvx512) && n >= 96;
-          const bool words =
-              op == ops_for(Isa::kAvx2) && c.k_nbits <= 8 && c.v_nbits <= 8 && c.d % 8 == 0;
-          const bool k_bytes = (tables && c.k_nbits <= 8) || words;
-          const bool v_bytes = (tables && c.v_nbits <= 8) || words;
+          // f32 tables: 1e-5. Eight-bit tables (AVX-512, 96 tokens or more): 2.5 % of the output
+          // norm, 0.05 (4 RMS errors) in a score. Sixteen-bit tables and values in f32 (scalar,
+          // AVX2): 0.6 % (wide heads span more), 0.02 in a score.
+          const bool wide = c.k_nbits > 8 || c.v_nbits > 8;
+          const bool sums = op != ops_for(Isa::kAvx512) && !wide;
+          const bool bytes = op == ops_for(Isa::kAvx512) && n >= 96;
+          const bool k_bytes = bytes && c.k_nbits <= 8, v_bytes = bytes && c.v_nbits <= 8;
           const double error = relative_norm(result.out(), want.out);
-          double& worst = k_bytes || v_bytes ? worst_bytes : worst_tables;
+          double& worst = k_bytes || v_bytes ? worst_bytes : sums ? worst_sums : worst_tables;
           worst = std::max(worst, error);
-          REQUIRE(error < (k_bytes || v_bytes ? 2.5e-2 : 1e-5));
-          REQUIRE(result.lse_error(want.lse) < (k_bytes ? 5e-2 : v_bytes ? 1e-4 : 1e-5));
+          REQUIRE(error < (k_bytes || v_bytes ? 2.5e-2 : sums ? 6e-3 : 1e-5));
+          REQUIRE(result.lse_error(want.lse) < (k_bytes   ? 5e-2
+                                                : sums    ? 1e-2
+                                                : v_bytes ? 1e-4
+                                                          : 1e-5));
         }
-  std::printf("attend_pq: largest relative error %.3g in f32, %.3g in bytes\n", worst_tables,
-              worst_bytes);
+  std::printf("attend_pq: largest relative error %.3g in f32, %.3g in 16 bits, %.3g in 8 bits\n",
+              worst_tables, worst_sums, worst_bytes);
 }
 
 TEST_CASE("dequant_row has the bits of the definition on every level") {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Attention on codes for levels without in-register tables (scalar, AVX2): codes are decoded to
 // tiles of signed bytes with one load and one store a subvector, which all query heads share, and
-// multiplied as words. attention_coded_words.inl.h and attention_pq_words.inl.h prepare queries and
-// tables. Needs the registers listed in vec_scalar_words.h.
+// multiplied as words. attention_coded_words.inl.h prepares queries and tables. Needs the registers
+// listed in vec_scalar_words.h.
 //
 // Queries are words (13 bits and a sign) and weights words in units of 1/32767 of the largest in
 // their 256 tokens, so what is lost is what 8-bit centroids lose.

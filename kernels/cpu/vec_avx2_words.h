@@ -51,11 +51,17 @@ inline void round_weights(int16_t* out, const float* x, float factor) {
   _mm256_storeu_si256(
       to + 1, _mm256_permutevar8x32_epi32(w, _mm256_add_epi32(first, _mm256_set1_epi32(2))));
 }
-/// Signed bytes of 8 floats.
-inline void store_signed(int8_t* out, F x) {
-  const __m256i i = _mm256_cvtps_epi32(x);
-  const __m128i w = _mm_packs_epi32(_mm256_castsi256_si128(i), _mm256_extracti128_si256(i, 1));
-  _mm_storel_epi64(reinterpret_cast<__m128i*>(out), _mm_packs_epi16(w, w));
+inline void store_fields(uint64_t* out, const float* const* x, const float* low,
+                         const float* scale) {
+  __m256i i[4];
+  for (int h = 0; h < 4; ++h)
+    i[h] = _mm256_cvtps_epi32((load(x[h]) - set1(low[h])) * set1(scale[h]));
+  const __m256i ab = _mm256_packus_epi32(i[0], i[1]), cd = _mm256_packus_epi32(i[2], i[3]);
+  const __m256i ac = _mm256_unpacklo_epi16(ab, cd), bd = _mm256_unpackhi_epi16(ab, cd);
+  const __m256i even = _mm256_unpacklo_epi16(ac, bd), odd = _mm256_unpackhi_epi16(ac, bd);
+  auto* to = reinterpret_cast<__m256i*>(out);
+  _mm256_storeu_si256(to, _mm256_permute2x128_si256(even, odd, 0x20));
+  _mm256_storeu_si256(to + 1, _mm256_permute2x128_si256(even, odd, 0x31));
 }
 
 }  // namespace

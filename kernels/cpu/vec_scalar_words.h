@@ -68,5 +68,15 @@ inline void round_weights(int16_t* out, const float* x, float factor) {
   for (int i = 0; i < 32; ++i) out[i] = w[i / 8 * 2 + i % 2];
 }
 
+/// out[i] = nearest integers of (x[h][i] - low[h]) * scale[h], h = 0..3, as 16-bit fields, i < 8.
+inline void store_fields(uint64_t* out, const float* const* x, const float* low,
+                         const float* scale) {
+  for (int i = 0; i < 8; ++i) {
+    out[i] = 0;
+    for (int h = 0; h < 4; ++h)
+      out[i] |= static_cast<uint64_t>(std::nearbyint((x[h][i] - low[h]) * scale[h])) << (16 * h);
+  }
+}
+
 }  // namespace
 }  // namespace million::scalar
