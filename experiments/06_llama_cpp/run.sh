@@ -82,9 +82,9 @@ for ((round = 1; round <= ROUNDS; ++round)); do
 done
 # A prompt of 512 tokens behind 8192: ours really prefills, theirs deepens a short state.
 for ((round = 1; round <= $(pick 1 3); ++round)); do
-  run kv-decode bench "$MODEL" --text "$EVAL_TEXT" "${calibration[@]}" --depths 8192,8704 --steps 1 \
-    --reps 1 --threads "$THREADS" --codec fp16 --codec "${methods[1]}" --codec "${methods[3]}" \
-    --json "$OUT/prefill-$round.jsonl" >/dev/null
+  run kv-decode bench "$MODEL" --text "$EVAL_TEXT" "${calibration[@]}" --depths 8192,8704 \
+    --steps 1 --reps 1 --threads "$THREADS" --codec fp16 --codec "${methods[1]}" \
+    --codec "${methods[3]}" --json "$OUT/prefill-$round.jsonl" >/dev/null
   for type in "f16 0" "f16 1" "q8_0 1"; do
     # shellcheck disable=SC2086
     llama $type 8192 0 512
