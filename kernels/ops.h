@@ -178,7 +178,7 @@ struct Ops {
   // --- attention ---
   void (*attend_f16)(const DenseAttendArgs& args);
   void (*attend_f32)(const DenseAttendF32Args& args);
-  /// nbits > 8: f32 tables, 1e-5 of the output norm. Scalar and AVX2: scores in 16 bits, 0.6 %
+  /// nbits > 8: f32 tables, 1e-5 of the output norm. Scalar and AVX2: scores in 16 bits, 1 %
   /// (cpu/attention_pq_sums.inl.h). AVX-512 with 96 tokens or more: 8-bit tables, score error 0.01
   /// RMS, output within 2.5 % on random data (cpu/attention_pq_bytes.inl.h).
   void (*attend_pq)(const PqAttendArgs& args);

@@ -151,7 +151,7 @@ TEST_CASE("attention on PQ codes") {
           }
           // f32 tables: 1e-5. Eight-bit tables (AVX-512, 96 tokens or more): 2.5 % of the output
           // norm, 0.05 (4 RMS errors) in a score. Sixteen-bit tables and values in f32 (scalar,
-          // AVX2): 0.6 % (wide heads span more), 0.02 in a score.
+          // AVX2): 1 % (wide heads span more), 0.02 in a score.
           const bool wide = c.k_nbits > 8 || c.v_nbits > 8;
           const bool sums = op != ops_for(Isa::kAvx512) && !wide;
           const bool bytes = op == ops_for(Isa::kAvx512) && n >= 96;
@@ -159,7 +159,7 @@ TEST_CASE("attention on PQ codes") {
           const double error = relative_norm(result.out(), want.out);
           double& worst = k_bytes || v_bytes ? worst_bytes : sums ? worst_sums : worst_tables;
           worst = std::max(worst, error);
-          REQUIRE(error < (k_bytes || v_bytes ? 2.5e-2 : sums ? 6e-3 : 1e-5));
+          REQUIRE(error < (k_bytes || v_bytes ? 2.5e-2 : sums ? 1e-2 : 1e-5));
           REQUIRE(result.lse_error(want.lse) < (k_bytes   ? 5e-2
                                                 : sums    ? 2e-2
                                                 : v_bytes ? 1e-4

@@ -24,7 +24,8 @@ build_peer() {
   if [ ! -f "$peer/$archive.tar.gz" ]; then
     echo "llama.cpp: fetching $package $version" >&2
     /usr/bin/python3 -m venv "$peer/venv"
-    "$peer/venv/bin/pip" -q download --no-deps --no-binary "$package" -d "$peer" "$package==$version"
+    "$peer/venv/bin/pip" -q download --no-deps --no-binary "$package" -d "$peer" \
+      "$package==$version"
   fi
   echo "$sha256  $peer/$archive.tar.gz" | sha256sum --quiet -c - >&2
   [ -d "$peer/$archive" ] || tar -xzf "$peer/$archive.tar.gz" -C "$peer"
