@@ -41,6 +41,16 @@ AlignedVector<float> steps(KvCache& cache, const Rows& rows) {
   return {out.end() - kSteps * rows.g.n_heads * rows.g.head_dim, out.end()};
 }
 
+/// Difference of the last kSteps outputs, one query at a time, from those of one chunk.
+double single_query_error(const char* text, const Rows& rows) {
+  const Method method = make_method(text, rows);
+  KvCache whole(rows.g, method, Protocol::kDecodePath);
+  KvCache single(rows.g, method, Protocol::kDecodePath);
+  const AlignedVector<float> out = run(whole, rows, {kTokens});
+  const AlignedVector<float> got = steps(single, rows);
+  return relative_difference(got, {out.end() - got.size(), out.end()});
+}
+
 }  // namespace
 
 TEST_CASE("fused single queries give what decoding gives") {
@@ -50,12 +60,7 @@ TEST_CASE("fused single queries give what decoding gives") {
         "pq:M=16,nbits=6,metric=none,span=1,sinks=3", "pq:M=8,nbits=8,metric=q,centre=0",
         "pq:M=16,nbits=7,metric=q,sinks=4 | pq:M=32,nbits=5,metric=none,sinks=4"}) {
     INFO(text);
-    const Method method = make_method(text, rows);
-    KvCache whole(rows.g, method, Protocol::kDecodePath);
-    KvCache single(rows.g, method, Protocol::kDecodePath);
-    const AlignedVector<float> out = run(whole, rows, {kTokens});
-    const AlignedVector<float> got = steps(single, rows);
-    const double error = relative_difference(got, {out.end() - got.size(), out.end()});
+    const double error = single_query_error(text, rows);
     CHECK(error < 0.03);
     CHECK(error > 1e-5);  // float sums agree better
   }
@@ -69,12 +74,7 @@ TEST_CASE("fused single queries on scalar codes give what decoding gives") {
         "uniform:bits=5,axis=channel | uniform:bits=6", "q8_0:rotate=1", "q4_0", "q4_1:rotate=0",
         "q8_0:rotate=0 | q4_0"}) {
     INFO(text);
-    const Method method = make_method(text, rows);
-    KvCache whole(rows.g, method, Protocol::kDecodePath);
-    KvCache single(rows.g, method, Protocol::kDecodePath);
-    const AlignedVector<float> out = run(whole, rows, {kTokens});
-    const AlignedVector<float> got = steps(single, rows);
-    CHECK(relative_difference(got, {out.end() - got.size(), out.end()}) < 2e-5);
+    CHECK(single_query_error(text, rows) < 2e-5);
   }
 }
 
