@@ -4,6 +4,7 @@
 #include "kernels/ops.h"
 
 #include <algorithm>
+#include <shared_mutex>
 #include <vector>
 
 namespace million {
@@ -53,6 +54,8 @@ void turn_to_frames(const KvGeometry& g, const RopeTable& rope, const CodedAtten
 }  // namespace
 
 int fused_units(const KvGeometry& g, const KindCache& k, const KindCache& v) {
+  // Units come with pointers to the codes, which a worker may be growing.
+  std::shared_lock key_lock(k.mutex()), value_lock(v.mutex());
   const int units = k.store().coded_units();
   if (units == 0 || v.store().coded_units() != units) return 0;
   if (k.frame().type != KeyFrame::Type::kBlock) return 0;
@@ -84,7 +87,13 @@ void attend_fused(const KvGeometry& g, const RopeTable& rope, const KindCache& k
   ops().attend_coded(args);
 }
 
+int fused_rank(const KindCache& v) {
+  std::shared_lock lock(v.mutex());
+  return v.store().coded_unit(0).rank;
+}
+
 void fused_value_rows(const KvGeometry& g, const KindCache& v, int unit, float* sums, float* rows) {
+  std::shared_lock lock(v.mutex());
   CodedAttendArgs args = shape_of(g, v, v, unit, 0, 0);
   args.acc = sums;
   ops().coded_rows(args, rows);

@@ -15,6 +15,9 @@ namespace million {
 /// frame).
 int fused_units(const KvGeometry& geometry, const KindCache& k, const KindCache& v);
 
+/// Axes of a unit's sums, when there are fused units.
+int fused_rank(const KindCache& v);
+
 /// What the value pass may leave out, and what it left out.
 struct SkipRule {
   float share = 0.0f;            ///< 64 tokens of a head with less than this share of the weight
@@ -23,7 +26,8 @@ struct SkipRule {
 
 /// Tokens [begin, end) behind the sinks, coded in both kinds, against the query heads of one unit;
 /// q [n_heads][head_dim] of the whole layer, scaled and after RoPE. Merged into state [heads of the
-/// unit] and sums [heads of the unit][rank]. left_out: as in CodedAttendArgs.
+/// unit] and sums [heads of the unit][rank]. left_out: as in CodedAttendArgs. The caller holds both
+/// mutexes shared; the other functions here take them.
 void attend_fused(const KvGeometry& geometry, const RopeTable& rope, const KindCache& k,
                   const KindCache& v, int unit, int64_t begin, int64_t end, const float* q,
                   const SkipRule& skip, SoftmaxState* state, float* sums, int64_t* left_out);

@@ -332,7 +332,7 @@ void KvCache::Impl::attend_part(const Layer& layer, const QueryParts& parts, int
 void KvCache::Impl::attend_coded_parts(Layer& layer, const QueryParts& cut, int units) {
   const int n_heads = geometry.n_heads, d = geometry.head_dim;
   const int jobs = units > 0 ? units : geometry.n_kv_heads, job_heads = n_heads / jobs;
-  const int width = units > 0 ? layer.v.store().coded_unit(0).rank : d;
+  const int width = units > 0 ? fused_rank(layer.v) : d;
   coded_sums.assign(static_cast<size_t>(cut.both) * n_heads * width, 0.0f);
   coded_state.assign(static_cast<size_t>(cut.both) * n_heads, SoftmaxState{});
   clear_left_out(cut.both * jobs);
