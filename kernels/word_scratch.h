@@ -28,8 +28,6 @@ struct WordScratch {
   float* q_mean;       ///< [frames][n_heads][n_places]
   int8_t* k_tables;    ///< [M][K][dsub]
   int8_t* v_tables;    ///< [M][K][dsub]
-  float* k_axes;       ///< [2][4 quads] steps and middles
-  float* v_axes;       ///< [2][4 quads]
   float* row;          ///< [kRows][4 quads] queries on their way
   float* scores;       ///< [n_heads][stride]
   float* group_max;    ///< [n_heads][stride / 64]
@@ -56,8 +54,6 @@ struct WordScratch {
     take_scratch(&q_mean, base, queries * static_cast<std::size_t>(n_places), &floats);
     take_scratch(&k_tables, base, k_bytes, &floats);
     take_scratch(&v_tables, base, v_bytes, &floats);
-    take_scratch(&k_axes, base, 2 * axes, &floats);
-    take_scratch(&v_axes, base, 2 * axes, &floats);
     take_scratch(&row, base, kRows * axes, &floats);
     take_scratch(&scores, base, heads * stride, &floats);
     take_scratch(&group_max, base, heads * (stride / 64), &floats);

@@ -103,7 +103,6 @@ void attend_coded_words(const CodedAttendArgs& a) {
                     a.places,
                     coded_side(a.k, a.rank, s.k_tables),
                     coded_side(a.v, a.rank, s.v_tables),
-                    nullptr,
                     a.skip,
                     a.floor,
                     a.state,

@@ -11,7 +11,6 @@ namespace {
 
 constexpr int kGroupHeads = kLanes == 16 ? 4 : 3;
 constexpr int kRunVecs = kLanes == 16 ? 2 : 4;  ///< vectors of tokens of one channel, at most 32
-constexpr int kMaxWidth = 256;
 
 /// Scales and zeros of a tile as floats: of token t and group g at [2 (t * groups + g)]; channels
 /// instead of groups for GroupSide::kChannels, with t the group of tokens.
@@ -124,7 +123,7 @@ MILLION_INLINE void with_rows(const GroupSide& side, int head_dim, const float* 
   }
 }
 
-/// s [kHeads][kTile] of n tokens; two tokens at a time.
+/// s [kHeads][kTile] of n tokens; four tokens at a time.
 template <int kHeads, class Rows>
 MILLION_INLINE void row_scores(const Rows& rows, int head_dim, int n, const float* q, float* s) {
   for (int t = 0; t < n; t += 4) {

@@ -78,7 +78,8 @@ MILLION_INLINE void add_entries(const Code* codes, std::ptrdiff_t step, int n,
   }
 }
 
-/// Calls use(count, codes, step) for kChunk subspaces from m on, or for one.
+/// Calls use(codes, step) with the first n codes of `count` subspaces from m on, `step` codes
+/// apart.
 template <class Use>
 MILLION_INLINE void with_codes(const PqSide& side, const uint8_t* block, int m, int count, int n,
                                uint16_t* unpacked, const Use& use) {

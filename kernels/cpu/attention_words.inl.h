@@ -36,7 +36,6 @@ struct WordRun {
   int n_places;
   const float* places;
   WordSide k, v;
-  const float* v_middle;  ///< [rank] of the centroids, or nullptr: 0
   float skip;
   const float* floor;
   SoftmaxState* state;
@@ -244,17 +243,14 @@ float run_weights_words(const WordRun& a, const WordScratch& s, int h, uint8_t* 
   return std::exp(max - state.max);
 }
 
-/// Adds what the needed groups weigh to the state, and the middles' part to the accumulator.
+/// Adds what the needed groups weigh to the state.
 void add_kept(const WordRun& a, const WordScratch& s, int h, const uint8_t* needed, float factor) {
   const float* weight = s.scores + static_cast<std::size_t>(h) * s.stride;
   F sum = zero();
   for (std::size_t g = 0; g < s.stride / kWordGroup; ++g)
     for (std::size_t t = 0; needed[g] && t < kWordGroup; t += kLanes)
       sum = sum + load(weight + g * kWordGroup + t);
-  const float kept = factor * reduce_add(sum);
-  a.state[h].sum += kept;
-  float* acc = a.acc + static_cast<std::ptrdiff_t>(h) * a.rank;
-  for (int j = 0; a.v_middle && j < a.rank; ++j) acc[j] += kept * a.v_middle[j];
+  a.state[h].sum += factor * reduce_add(sum);
 }
 
 /// Groups of 256 tokens that count, as places of their first tokens.
