@@ -4,7 +4,7 @@
 #pragma once
 
 #include "kernels/blocks.h"
-#include "kernels/cpu/codes8.inl.h"
+#include "kernels/cpu/vec_codes8.h"
 #include "kernels/half.h"
 #include "kernels/layout.h"
 #include "kernels/online_softmax.h"
