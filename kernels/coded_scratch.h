@@ -12,6 +12,7 @@ struct CodedScratch {
   static constexpr int kTiles = kPqBlock / 64 + 1;  ///< of 64 places, that a block may touch
   static constexpr int kTileStride = 80;  ///< places: a register may hang over on either side
   static constexpr int kRows = 4;         ///< queries turned at once
+  static constexpr int kFewHeads = 4;     ///< whose value pass keeps values in registers
 
   int n_frames;
   std::size_t stride;    ///< tokens of a row below
@@ -22,12 +23,11 @@ struct CodedScratch {
   float* scores;         ///< [n_heads][stride]
   uint8_t* quads;        ///< [kTiles][rank / 4][kTileStride][4] keys of a block, 64 bytes before
   uint8_t* weights;      ///< [n_heads][stride]
-  uint8_t* values;       ///< [stride / 64][4][64]
-  uint16_t* groups;      ///< [n_heads][stride / 64] 64-token groups that count, by class
-  uint16_t* any_group;   ///< [stride / 64] groups that some head needs
+  uint8_t* needed;       ///< [n_heads + 1][stride / 64] 64-token groups that some heads need
   float* group_sums;     ///< [stride / 64] weights of one head's groups
-  float* group_max;      ///< [stride / 64] largest scores
-  uint8_t* group_class;  ///< [stride / 64]
+  float* block_max;      ///< [stride / kPqBlock] largest scores of one head
+  float* block_units;    ///< [n_heads][stride / kPqBlock] of the weights
+  float* lane_sums;      ///< [n_heads][rank][16] sums of values, few heads
   float* turned;         ///< [kRows][rank]
   float* column;         ///< [rank] scale of D^T times scale of the keys
   int32_t* offset;       ///< [rank] -128 times the column sums of D^T
@@ -49,12 +49,11 @@ struct CodedScratch {
     take(&quads, a.scratch, kTiles * rank * kTileStride + 128);
     quads += 64;
     take(&weights, a.scratch, heads * stride);
-    take(&values, a.scratch, 4 * stride);
-    take(&groups, a.scratch, heads * (stride / 64));
-    take(&any_group, a.scratch, stride / 64);
+    take(&needed, a.scratch, (heads + 1) * (stride / 64));
     take(&group_sums, a.scratch, stride / 64);
-    take(&group_max, a.scratch, stride / 64);
-    take(&group_class, a.scratch, stride / 64);
+    take(&block_max, a.scratch, stride / kPqBlock);
+    take(&block_units, a.scratch, heads * (stride / kPqBlock));
+    if (a.n_heads <= kFewHeads) take(&lane_sums, a.scratch, heads * rank * 16);
     take(&turned, a.scratch, kRows * rank);
     take(&column, a.scratch, rank);
     take(&offset, a.scratch, rank);

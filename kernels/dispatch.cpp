@@ -81,8 +81,9 @@ std::size_t pq_scratch_floats(const PqAttendArgs& args) {
   const auto group = static_cast<std::size_t>(args.n_group);
   const auto d = static_cast<std::size_t>(args.head_dim);
   const std::size_t tables = static_cast<std::size_t>(args.k.M) << args.k.nbits;
-  const std::size_t with_tables =
-      group * (tables + 4 * kPqBlock + d) + d * 64 + 4096 + CodedScratch(pq_value_run(args)).floats;
+  const std::size_t passes = 6 * static_cast<std::size_t>(args.k.M);
+  const std::size_t with_tables = group * (tables + passes + 2 * kPqBlock + d) + d * 64 + 4096 +
+                                  CodedScratch(pq_value_run(args)).floats;
   return std::max(with_tables, PqSumScratch(args).floats);
 }
 

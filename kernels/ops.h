@@ -55,7 +55,9 @@ struct PqAttendArgs {
   float* scratch;       ///< at least pq_scratch_floats(args) floats, 64-byte aligned
   SoftmaxState* state;  ///< [n_group], merged into
   float* acc;           ///< [n_group][head_dim], merged into
-  float skip = 0.0f;    ///< as in CodedAttendArgs, with 8-bit tables
+  bool same_query = false;  ///< q and both sides' centroids are those of the last call with this
+                            ///< scratch, whose contents are still there: its tables may be used
+  float skip = 0.0f;        ///< as in CodedAttendArgs, with 8-bit tables
   const float* floor = nullptr;
   int64_t* left_out = nullptr;
 };

@@ -75,9 +75,16 @@ struct PqSumScratch {
   static constexpr int kFields = 4, kChunk = 8, kShared = 2;
   using Four = float __attribute__((vector_size(16)));  ///< a number for each of kFields heads
 
-  WordScratch run;     ///< scores, and what weighs them
+  /// Score of a head = bias + unit * field.
+  struct FieldScale {
+    float unit[kFields], bias[kFields];
+    bool held;  ///< entries and scale are those of the query's first kFields heads
+  };
+
+  FieldScale* scale;
   float* tables;       ///< [kFields][M][K] of the keys
   uint64_t* entries;   ///< [M][K] the same as fields
+  WordScratch run;     ///< scores, and what weighs them; from here on sizes depend on n_tokens
   Four* sums;          ///< [kShared][K] weights of the values' codes
   uint64_t* totals;    ///< [kPqBlock]
   Four* weights;       ///< [run.stride]
@@ -85,14 +92,22 @@ struct PqSumScratch {
   std::size_t floats;  ///< all of it
 
   explicit PqSumScratch(const PqAttendArgs& a)
-      : run(a.scratch, a.n_group, a.head_dim, a.n_tokens, 0, 0, 0, 0), floats(run.floats) {
-    const std::size_t k_codes = static_cast<std::size_t>(a.k.M) << a.k.nbits;
-    take_scratch(&tables, a.scratch, kFields * k_codes, &floats);
-    take_scratch(&entries, a.scratch, k_codes, &floats);
+      : run(a.scratch + take_tables(a), a.n_group, a.head_dim, a.n_tokens, 0, 0, 0, 0),
+        floats(take_tables(a) + run.floats) {
     take_scratch(&sums, a.scratch, std::size_t{kShared} << a.v.nbits, &floats);
     take_scratch(&totals, a.scratch, kPqBlock, &floats);
     take_scratch(&weights, a.scratch, run.stride, &floats);
     take_scratch(&codes, a.scratch, kChunk * kPqBlock, &floats);
+  }
+
+ private:
+  std::size_t take_tables(const PqAttendArgs& a) {
+    const std::size_t k_codes = static_cast<std::size_t>(a.k.M) << a.k.nbits;
+    std::size_t n = 0;
+    take_scratch(&scale, a.scratch, 1, &n);
+    take_scratch(&tables, a.scratch, kFields * k_codes, &n);
+    take_scratch(&entries, a.scratch, k_codes, &n);
+    return n;
   }
 };
 

@@ -4,6 +4,7 @@
 #include "kernels/half.h"
 #include "kernels/ops.h"
 #include "kernels/ref/ops_ref.h"
+#include "lib/core/tensor.h"
 #include "tests/kernel_data.h"
 
 #include <algorithm>
@@ -149,8 +150,8 @@ TEST_CASE("attention on PQ codes") {
             REQUIRE(result.state[0].sum == 0.0f);
             continue;
           }
-          // f32 tables: 1e-5. Eight-bit tables (AVX-512, 96 tokens or more): 2.5 % of the output
-          // norm, 0.05 (4 RMS errors) in a score. Sixteen-bit tables and values in f32 (scalar,
+          // f32 tables: 1e-5. Eight-bit tables (AVX-512, 96 tokens or more): 5 % of the output
+          // norm, 0.06 (4 RMS errors) in a score. Sixteen-bit tables and values in f32 (scalar,
           // AVX2): 1 % (wide heads span more), 0.02 in a score.
           const bool wide = c.k_nbits > 8 || c.v_nbits > 8;
           const bool sums = op != ops_for(Isa::kAvx512) && !wide;
@@ -159,14 +160,39 @@ TEST_CASE("attention on PQ codes") {
           const double error = relative_norm(result.out(), want.out);
           double& worst = k_bytes || v_bytes ? worst_bytes : sums ? worst_sums : worst_tables;
           worst = std::max(worst, error);
-          REQUIRE(error < (k_bytes || v_bytes ? 2.5e-2 : sums ? 1e-2 : 1e-5));
-          REQUIRE(result.lse_error(want.lse) < (k_bytes   ? 5e-2
+          REQUIRE(error < (k_bytes || v_bytes ? 5e-2 : sums ? 1e-2 : 1e-5));
+          REQUIRE(result.lse_error(want.lse) < (k_bytes   ? 6e-2
                                                 : sums    ? 2e-2
                                                 : v_bytes ? 1e-4
                                                           : 1e-5));
         }
   std::printf("attend_pq: largest relative error %.3g in f32, %.3g in 16 bits, %.3g in 8 bits\n",
               worst_tables, worst_sums, worst_bytes);
+}
+
+TEST_CASE("attend_pq gives the same bits from the tables of the last call") {
+  for (const Ops* op : levels())
+    for (int nbits : {4, 8, 10})
+      for (int group : {1, 3, 6}) {
+        INFO(op->name << " nbits=" << nbits << " group=" << group);
+        const PqRun k(16, nbits, 64, 1200), v(16, nbits, 64, 1200);
+        const auto q = normal(std::size_t(group * 64), 0.2f);
+        PqAttendArgs args{group, 64, 1200, q.data(), k.side, v.side, nullptr, nullptr, nullptr};
+        AlignedVector<float> kept(pq_scratch_floats(args));
+        for (int n : {600, 1200, 70, 130, 130}) {
+          args.n_tokens = n;
+          Group fresh(group, 64), again(group, 64);
+          AlignedVector<float> scratch(pq_scratch_floats(args), NAN);
+          args.same_query = false;
+          args.scratch = scratch.data(), args.state = fresh.state.data(), args.acc = fresh.acc();
+          op->attend_pq(args);
+          args.same_query = n != 600;
+          args.scratch = kept.data(), args.state = again.state.data(), args.acc = again.acc();
+          op->attend_pq(args);
+          REQUIRE(std::memcmp(fresh.acc(), again.acc(), std::size_t(group) * 64 * 4) == 0);
+          REQUIRE(fresh.state[0].sum == again.state[0].sum);
+        }
+      }
 }
 
 TEST_CASE("dequant_row has the bits of the definition on every level") {

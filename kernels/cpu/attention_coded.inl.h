@@ -33,11 +33,37 @@ inline float largest_magnitude(const float* x, int n) {
   return reduce_max(top);
 }
 
+/// Signed bytes of n floats times `factor`, rounded; a multiple of 16.
+MILLION_INLINE void floats_to_bytes(const float* x, int n, F factor, int8_t* bytes) {
+  const auto at = [&](int i) { return to_ints(load(x + i) * factor); };
+  int i = 0;
+  for (; i + kByteLanes <= n; i += kByteLanes)
+    store_bytes(bytes + i,
+                pack_s8(at(i), at(i + kLanes), at(i + 2 * kLanes), at(i + 3 * kLanes)));
+  for (; i < n; i += kLanes) store_rounded(bytes + i, load(x + i) * factor, 0);
+}
+
+/// Sum of n signed bytes, a multiple of 16.
+MILLION_INLINE float sum_bytes(const int8_t* bytes, int n) {
+  const Bytes ones = set_bytes(1);
+  Ints sum = set_ints(0);
+  int i = 0;
+  for (; i + kByteLanes <= n; i += kByteLanes)
+    sum = dot_bytes(sum, ones, load_bytes(reinterpret_cast<const uint8_t*>(bytes + i)));
+  for (; i < n; i += kLanes) sum = dot_bytes(sum, ones, load16_bytes(bytes + i));
+  return sum_int(reinterpret_cast<Bytes>(sum));
+}
+
 /// A query row as unsigned bytes (128 = 0); returns the step.
 inline float row_to_bytes(const float* x, int n, uint8_t* bytes) {
   const float top = largest_magnitude(x, n), step = top / 127.0f;
   const F inverse = set1(top > 1e-30f ? 127.0f / top : 0.0f);
-  for (int i = 0; i < n; i += kLanes)
+  const auto at = [&](int i) { return to_ints(load(x + i) * inverse); };
+  int i = 0;
+  for (; i + kByteLanes <= n; i += kByteLanes)
+    store_bytes(bytes + i, make_unsigned(pack_s8(at(i), at(i + kLanes), at(i + 2 * kLanes),
+                                                 at(i + 3 * kLanes))));
+  for (; i < n; i += kLanes)
     store_rounded(bytes + i, (i + kLanes <= n ? load(x + i) : load_part(x + i, n - i)) * inverse,
                   128);
   return step;
@@ -113,11 +139,10 @@ void turn_rows(const CodedAttendArgs& a, const CodedScratch& s, int kv, const st
     const float* y = s.turned + r * a.rank;
     const float largest = reduce_max(top[r]);
     const F inverse = set1(largest > 1e-30f ? 127.0f / largest : 0.0f);
-    auto sum = no_bytes();
-    for (int j = 0; j < a.rank; j += kLanes)
-      sum = add_int(sum, store_rounded(s.q8 + row[r] * a.rank + j, load(y + j) * inverse, 0));
+    int8_t* q8 = s.q8 + row[r] * a.rank;
+    floats_to_bytes(y, a.rank, inverse, q8);
     s.q_scale[row[r]] = step[r] * largest / 127.0f;
-    s.q_bias[row[r]] = -128.0f * sum_int(sum) * s.q_scale[row[r]];
+    s.q_bias[row[r]] = -128.0f * sum_bytes(q8, a.rank) * s.q_scale[row[r]];
   }
   turn_mean<kRows>(a, s, kv, row);
 }

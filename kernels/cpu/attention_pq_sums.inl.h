@@ -20,10 +20,7 @@ constexpr int kChunk = PqSumScratch::kChunk;    ///< subspaces whose tables stay
 constexpr int kShared = PqSumScratch::kShared;  ///< subspaces that share a load of the weights
 using Four = PqSumScratch::Four;
 
-/// Score of a head = bias + unit * field.
-struct FieldScale {
-  float unit[kFields], bias[kFields];
-};
+using FieldScale = PqSumScratch::FieldScale;
 
 /// entries [M][K] of the tables [n][M][K] of n <= 4 heads; fields of missing heads are 0.
 FieldScale pack_tables(const float* tables, int n, int M, int K, uint64_t* entries) {
@@ -95,11 +92,15 @@ MILLION_INLINE void with_codes(const PqSide& side, const uint8_t* block, int m, 
 /// Scores of heads [head, head + n) for the whole run.
 void field_scores(const PqAttendArgs& args, const PqSumScratch& s, int head, int n) {
   const int M = args.k.M, K = 1 << args.k.nbits;
-  PqAttendArgs some = args;
-  some.n_group = n;
-  some.q = args.q + head * args.head_dim;
-  build_tables(some, s.tables);
-  const FieldScale scale = pack_tables(s.tables, n, M, K, s.entries);
+  if (!(args.same_query && args.n_group <= kFields && s.scale->held)) {
+    PqAttendArgs some = args;
+    some.n_group = n;
+    some.q = args.q + head * args.head_dim;
+    build_tables(some, s.tables);
+    *s.scale = pack_tables(s.tables, n, M, K, s.entries);
+    s.scale->held = head == 0;
+  }
+  const FieldScale& scale = *s.scale;
   for (int token = 0; token < args.n_tokens; token += kPqBlock) {
     const int count = args.n_tokens - token < kPqBlock ? args.n_tokens - token : kPqBlock;
     const uint8_t* block = args.k.blocks[token / kPqBlock];

@@ -11,8 +11,10 @@
 namespace million::MILLION_ISA {
 namespace {
 
-/// Weights are bytes in units of 4^-c / 255 of the run's largest; a group of 64 tokens has the
-/// class c of its own largest weight, so that a byte always has at least 6 significant bits.
+constexpr int kBlockGroups = kPqBlock / kByteLanes;
+
+/// Weights are bytes in units of 4^-c / 255 of the run's largest; a block has the class c of its own
+/// largest weight. They are dithered: most weights of a block may be below half a unit.
 constexpr int kWeightClasses = 12;
 constexpr float kLogFour = 1.38629436f;
 constexpr float kClassUnit[kWeightClasses] = {
@@ -55,12 +57,8 @@ MILLION_INLINE void decode_quad(const CodedSide& side, int rank, int quad,
 
 /// What one head's value pass needs.
 struct HeadWeights {
-  float factor;                ///< of the sums in units of the run's largest weight
-  float mass;                  ///< what the kept groups added to the state's sum
-  int n;                       ///< groups that count
-  int n_classes;               ///< those that have groups
-  int end[kWeightClasses];     ///< of each class in s.groups [h]
-  float unit[kWeightClasses];  ///< of its bytes
+  float factor = 0.0f;  ///< of the sums in units of the run's largest weight
+  float mass = 0.0f;    ///< what the kept groups added to the state's sum
 };
 
 /// Class of a group whose largest score is `below` under the largest of all.
@@ -69,157 +67,213 @@ inline int weight_class(float below) {
   return c < static_cast<float>(kWeightClasses) ? static_cast<int>(c) : kWeightClasses;
 }
 
-/// Weights of one group as bytes in units of 4^-c / 255 of the run's maximum; returns their sum.
-inline float group_weights(const float* score, int n, float max, int c, uint8_t* bytes) {
-  const F shift = set1(static_cast<float>(c) * kLogFour - max), units = set1(255.0f);
-  auto sum = no_bytes();
-  for (int t = 0; t < kByteLanes; t += kLanes) {
-    F w = zero();
-    if (t + kLanes <= n)
-      w = vexp(load(score + t) + shift);
-    else if (t < n)
-      w = vexp(load_part(score + t, n - t, -INFINITY) + shift);
-    sum = add_int(sum, store_rounded(bytes + t, w * units, 0));
+/// What is added to the weights of a group before they are rounded, so that small ones are right on
+/// average and not lost: (j + 1/2) / 64 - 1/2 with j the bits of the token's place in reverse.
+struct WeightDither {
+  alignas(64) float at[kByteLanes];
+  constexpr WeightDither() : at() {
+    for (int i = 0; i < kByteLanes; ++i) {
+      int j = 0;
+      for (int bit = 0; bit < 6; ++bit) j |= (i >> bit & 1) << (5 - bit);
+      at[i] = (static_cast<float>(j) + 0.5f) / 64.0f - 0.5f;
+    }
   }
-  return sum_int(sum);
+};
+constexpr WeightDither kDither;
+
+/// Weights of one group's 64 scores as bytes in units of 4^-c / 255 of the run's maximum; returns
+/// their sum.
+inline float group_weights(const float* score, float max, int c, uint8_t* bytes) {
+  constexpr float kLog2Of255 = 7.99435344f, kLog2OfE = 1.44269504f;
+  const F shift = set1(2.0f * static_cast<float>(c) + kLog2Of255 - max * kLog2OfE);
+  const F log2_of_e = set1(kLog2OfE);
+  const auto weight = [&](int t) {
+    return to_ints(vexp2_rough(vfma(load(score + t), log2_of_e, shift)) + load(kDither.at + t));
+  };
+  const Bytes packed =
+      pack_u8(weight(0), weight(kLanes), weight(2 * kLanes), weight(3 * kLanes));
+  store_bytes(bytes, packed);
+  return sum_u8(packed);
 }
 
-/// Weights of one head's run, and the groups that count, by class. Merges the state and scales the
-/// head's accumulator.
-void run_weights(const CodedAttendArgs& a, const CodedScratch& s, int h, HeadWeights* result) {
-  const float* score = s.scores + static_cast<std::size_t>(h) * s.stride;
+/// Scores behind the run, up to a whole group, weigh nothing.
+inline void fill_last_group(float* score, int n_tokens) {
+  for (int t = n_tokens; t % kByteLanes != 0; ++t) score[t] = -INFINITY;
+}
+
+/// Weights of one head's run as bytes, 0 in groups that do not count, and the unit of each block in
+/// s.block_units; any [groups] gets 1 where a group counts. Merges the state and scales the head's
+/// accumulator.
+HeadWeights weigh_run(const CodedAttendArgs& a, const CodedScratch& s, int h, uint8_t* any) {
+  float* score = s.scores + static_cast<std::size_t>(h) * s.stride;
   uint8_t* weights = s.weights + static_cast<std::size_t>(h) * s.stride;
+  float* units = s.block_units + static_cast<std::size_t>(h) * (s.stride / kPqBlock);
   const int n_groups = (a.n_tokens + kByteLanes - 1) / kByteLanes;
+  fill_last_group(score, a.n_tokens);
   float max = -INFINITY, total = 0.0f;
-  const auto size = [&](int g) {
-    return a.n_tokens - g * kByteLanes < kByteLanes ? a.n_tokens - g * kByteLanes : kByteLanes;
-  };
-  for (int g = 0; g < n_groups; ++g) {
-    const float top = max_scaled(score + g * kByteLanes, size(g), set1(1.0f));
-    s.group_max[g] = top;
+  for (int g = 0; g < n_groups; g += kBlockGroups) {
+    float top = -INFINITY;
+    for (int i = g; i < g + kBlockGroups && i < n_groups; ++i) {
+      const float x = max64(score + i * kByteLanes);
+      if (x > top) top = x;
+    }
+    s.block_max[g / kBlockGroups] = top;
     if (top > max) max = top;
   }
-  int count[kWeightClasses + 1] = {};
   for (int g = 0; g < n_groups; ++g) {
-    const int c = weight_class(max - s.group_max[g]);
-    s.group_class[g] = static_cast<uint8_t>(c);
-    s.group_sums[g] = 0.0f;
-    if (c == kWeightClasses) continue;  // below 4^-12 of the maximum
-    s.group_sums[g] = kClassUnit[c] * group_weights(score + g * kByteLanes, size(g), max, c,
-                                                    weights + g * kByteLanes);
+    const int c = weight_class(max - s.block_max[g / kBlockGroups]);
+    const bool counts = c < kWeightClasses;  // else below 4^-12 of the maximum
+    const float unit = counts ? kClassUnit[c] : 0.0f;
+    units[g / kBlockGroups] = unit;
+    s.group_sums[g] = counts ? unit * group_weights(score + g * kByteLanes, max, c,
+                                                    weights + g * kByteLanes)
+                             : 0.0f;
     total += s.group_sums[g];
   }
   const float own = max + std::log(total);
   const float bound = a.floor && a.floor[h] > own ? a.floor[h] : own;
   const float least = a.skip * std::exp(bound - max);
   float kept = 0.0f;
+  int n = 0;
   for (int g = 0; g < n_groups; ++g) {
-    if (!(s.group_sums[g] > least)) s.group_class[g] = kWeightClasses;
-    if (s.group_class[g] == kWeightClasses) continue;
-    kept += s.group_sums[g];
-    ++count[s.group_class[g]];
+    if (s.group_sums[g] > least) {
+      kept += s.group_sums[g];
+      any[g] = 1;
+      ++n;
+    } else {
+      store_bytes(weights + kByteLanes * g, no_bytes());
+    }
   }
-  int at[kWeightClasses], n = 0;
-  result->n_classes = 0;
-  for (int c = 0; c < kWeightClasses; ++c) {
-    at[c] = n;
-    n += count[c];
-    if (count[c] == 0) continue;
-    result->end[result->n_classes] = n;
-    result->unit[result->n_classes++] = kClassUnit[c];
-  }
-  result->n = n;
-  uint16_t* groups = s.groups + static_cast<std::size_t>(h) * (s.stride / kByteLanes);
-  for (int g = 0; g < n_groups; ++g)
-    if (s.group_class[g] < kWeightClasses)
-      groups[at[s.group_class[g]]++] = static_cast<uint16_t>(g);
   if (a.left_out) {
     a.left_out[0] += n_groups - n;
     a.left_out[1] += n_groups;
   }
-  if (n == 0) return;
+  if (n == 0) return {};
   SoftmaxState& state = a.state[h];
   scale_row(a.acc + static_cast<std::ptrdiff_t>(h) * a.rank, state.rescale(max), a.rank);
-  result->factor = std::exp(max - state.max);
-  result->mass = result->factor * kept;
-  state.sum += result->mass;
+  HeadWeights result;
+  result.factor = std::exp(max - state.max);
+  result.mass = result.factor * kept;
+  state.sum += result.mass;
+  return result;
 }
 
-/// Adds weighted integer sums of four axes over one group.
-MILLION_INLINE void sum_group(const uint8_t* values, const uint8_t* weights, uint16_t group,
-                              Ints* sum) {
-  const Bytes weight = load_bytes(weights + kByteLanes * std::size_t{group});
-  const uint8_t* value = values + 4 * kByteLanes * std::size_t{group};
-  for (int j = 0; j < 4; ++j)
-    sum[j] = dot_bytes(sum[j], weight, load_bytes(value + kByteLanes * j));
-}
-
-/// total [4] = weighted sums of four axes over one head's groups, class by class; in two chains of
-/// sums, because one waits for its own results.
-MILLION_INLINE void sum_groups(const uint8_t* values, const uint8_t* weights,
-                               const uint16_t* groups, const HeadWeights& head, float* total) {
-  F sum[4] = {zero(), zero(), zero(), zero()};
-  for (int c = 0, i = 0; c < head.n_classes; ++c) {
-    const int end = head.end[c];
-    Ints even[4] = {}, odd[4] = {};
-    for (; i + 2 <= end; i += 2) {
-      sum_group(values, weights, groups[i], even);
-      sum_group(values, weights, groups[i + 1], odd);
-    }
-    for (; i < end; ++i) sum_group(values, weights, groups[i], even);
-    const F unit = set1(head.unit[c]);
-    for (int j = 0; j < 4; ++j) sum[j] = vfma(to_floats(even[j] + odd[j]), unit, sum[j]);
-  }
-  reduce_add4(total, sum[0], sum[1], sum[2], sum[3]);
-}
-
-/// Groups that some head needs, ascending.
-inline int join_groups(const CodedAttendArgs& a, const CodedScratch& s, const HeadWeights* heads) {
-  const std::size_t slots = s.stride / kByteLanes;
-  uint8_t* needed = s.quads;  // free by now
-  for (std::size_t g = 0; g < slots; ++g) needed[g] = 0;
-  for (int h = 0; h < a.n_heads; ++h) {
-    const uint16_t* groups = s.groups + static_cast<std::size_t>(h) * slots;
-    for (int i = 0; i < heads[h].n; ++i) needed[groups[i]] = 1;
-  }
+/// Groups of one block that count.
+struct BlockGroups {
   int n = 0;
-  for (std::size_t g = 0; g < slots; ++g)
-    if (needed[g]) s.any_group[n++] = static_cast<uint16_t>(g);
-  return n;
+  uint8_t at[kBlockGroups];
+  BlockGroups(const uint8_t* any, int block, int n_groups) {
+    for (int i = 0; i < kBlockGroups && block * kBlockGroups + i < n_groups; ++i)
+      if (any[block * kBlockGroups + i]) at[n++] = static_cast<uint8_t>(i);
+  }
+};
+
+/// Heads whose values are summed together: a load of the values serves three.
+constexpr int kSumHeads = 3;
+
+/// sums [kHeads][4][16 lanes] += unit * weighted values [groups of the block][4][64] of four axes.
+template <int kHeads>
+MILLION_INLINE void sum_block(const CodedScratch& s, int head, int block, const uint8_t* values,
+                              const BlockGroups& groups, float* sums) {
+  const uint8_t* weights = s.weights + static_cast<std::size_t>(head) * s.stride +
+                           static_cast<std::size_t>(block) * kPqBlock;
+  Ints sum[kHeads][4] = {};
+  for (int i = 0; i < groups.n; ++i) {
+    const uint8_t* value = values + 4 * kByteLanes * groups.at[i];
+    Bytes axis[4];
+    for (int j = 0; j < 4; ++j) axis[j] = load_bytes(value + kByteLanes * j);
+    for (int h = 0; h < kHeads; ++h) {
+      const Bytes weight = load_bytes(weights + static_cast<std::size_t>(h) * s.stride +
+                                      kByteLanes * groups.at[i]);
+      for (int j = 0; j < 4; ++j) sum[h][j] = dot_bytes(sum[h][j], weight, axis[j]);
+    }
+  }
+  const float* units = s.block_units + static_cast<std::size_t>(head) * (s.stride / kPqBlock) +
+                       static_cast<std::size_t>(block);
+  for (int h = 0; h < kHeads; ++h) {
+    const F unit = set1(units[static_cast<std::size_t>(h) * (s.stride / kPqBlock)]);
+    float* to = sums + 4 * kLanes * h;
+    for (int j = 0; j < 4; ++j)
+      store(to + j * kLanes, vfma(to_floats(sum[h][j]), unit, load(to + j * kLanes)));
+  }
+}
+
+/// acc of one head, axes [at, at + 4) += factor * scale * lane sums [4][16], and the middle's part.
+MILLION_INLINE void add_axes(const CodedAttendArgs& a, int h, int at, const float* sums,
+                             const HeadWeights& head, const float* middle) {
+  alignas(64) float sum[kLanes] = {};
+  reduce_add4(sum, load(sums), load(sums + kLanes), load(sums + 2 * kLanes),
+              load(sums + 3 * kLanes));
+  float* acc = a.acc + static_cast<std::ptrdiff_t>(h) * a.rank + at;
+  const F scale = load_part(a.v.scale + at, 4) * set1(head.factor);
+  F total = vfma(load_part(sum, 4), scale, load_part(acc, 4));
+  if (middle) total = vfma(load_part(middle + at, 4), set1(head.mass), total);
+  store_part(acc, total, 4);
+}
+
+/// One block's part of four axes for all heads.
+template <int kRegs>
+MILLION_INLINE void value_block(const CodedAttendArgs& a, const CodedScratch& s, int quad,
+                                int block, const CodeReader<kRegs != 4>& reader,
+                                const uint8_t* any, float* sums) {
+  const int n_groups = (a.n_tokens + kByteLanes - 1) / kByteLanes;
+  const int n_batches = (a.n_heads + kSumHeads - 1) / kSumHeads;
+  const BlockGroups all(any + static_cast<std::ptrdiff_t>(n_batches) * n_groups, block, n_groups);
+  if (all.n == 0) return;
+  alignas(64) uint8_t values[4 * kPqBlock];
+  decode_quad<kRegs, false>(
+      a.v, a.rank, quad, reader, all.n, [&](int i) { return block * kBlockGroups + all.at[i]; },
+      [&](int i, int, const Bytes* axis) {
+        for (int j = 0; j < 4; ++j)
+          store_bytes(values + 4 * kByteLanes * all.at[i] + kByteLanes * j, axis[j]);
+      });
+  for (int batch = 0; batch < n_batches; ++batch) {
+    const int head = batch * kSumHeads;
+    const BlockGroups groups(any + static_cast<std::ptrdiff_t>(batch) * n_groups, block, n_groups);
+    float* to = sums + 4 * kLanes * head;
+    if (a.n_heads - head >= 3)
+      sum_block<3>(s, head, block, values, groups, to);
+    else if (a.n_heads - head == 2)
+      sum_block<2>(s, head, block, values, groups, to);
+    else
+      sum_block<1>(s, head, block, values, groups, to);
+  }
+}
+
+/// Weights of all heads; any [batches + 1][groups]: those that some head of a batch of kSumHeads
+/// needs, and those that any needs.
+inline uint8_t* weigh_heads(const CodedAttendArgs& a, const CodedScratch& s, HeadWeights* heads) {
+  const int n_groups = (a.n_tokens + kByteLanes - 1) / kByteLanes;
+  const int n_batches = (a.n_heads + kSumHeads - 1) / kSumHeads;
+  uint8_t* all = s.needed + static_cast<std::ptrdiff_t>(n_batches) * n_groups;
+  for (uint8_t* at = s.needed; at < all + n_groups; ++at) *at = 0;
+  for (int h = 0; h < a.n_heads; ++h)
+    heads[h] = weigh_run(a, s, h, s.needed + static_cast<std::ptrdiff_t>(h / kSumHeads) * n_groups);
+  for (int batch = 0; batch < n_batches; ++batch)
+    for (int g = 0; g < n_groups; ++g)
+      all[g] |= s.needed[static_cast<std::ptrdiff_t>(batch) * n_groups + g];
+  return s.needed;
 }
 
 template <int kRegs>
 void value_pass(const CodedAttendArgs& a, const CodedScratch& s,
                 const CodeReader<kRegs != 4>& reader, const float* middle) {
   HeadWeights heads[kMaxCodedHeads];
-  for (int h = 0; h < a.n_heads; ++h) run_weights(a, s, h, &heads[h]);
-  const int n_groups = join_groups(a, s, heads);
-  const std::size_t slots = s.stride / kByteLanes;
-  const int dsub = a.rank / a.v.M;
-  for (int quad = 0; quad < a.rank / 4 && n_groups > 0; ++quad) {
+  const uint8_t* any = weigh_heads(a, s, heads);
+  const int n_blocks = (a.n_tokens + kPqBlock - 1) / kPqBlock, dsub = a.rank / a.v.M;
+  alignas(64) float sums[kMaxCodedHeads * 4 * kLanes];
+  for (int quad = 0; quad < a.rank / 4; ++quad) {
+    for (int i = 0; i < 4 * a.n_heads; ++i) store(sums + i * kLanes, zero());
     const int next = (4 * quad + 4) / dsub, next_end = (4 * quad + 7) / dsub + 1;
-    decode_quad<kRegs, false>(
-        a.v, a.rank, quad, reader, n_groups, [&](int i) { return int{s.any_group[i]}; },
-        [&](int, int group, const Bytes* axis) {
-          uint8_t* value = s.values + 4 * kByteLanes * static_cast<std::size_t>(group);
-          for (int j = 0; j < 4; ++j) store_bytes(value + kByteLanes * j, axis[j]);
-          const uint8_t* block = a.v.blocks[group / (kPqBlock / kByteLanes)];
-          for (int m = next; m < next_end && m < a.v.M; ++m)
-            __builtin_prefetch(block + static_cast<std::size_t>(m) * pq_run_bytes(a.v.nbits) +
-                                   group % (kPqBlock / kByteLanes) * 8 * a.v.nbits,
-                               0, 3);
-        });
-    const F scale = load_part(a.v.scale + 4 * quad, 4);
-    for (int h = 0; h < a.n_heads; ++h) {
-      if (heads[h].n == 0) continue;
-      alignas(64) float sum[kLanes] = {};
-      sum_groups(s.values, s.weights + static_cast<std::size_t>(h) * s.stride,
-                 s.groups + static_cast<std::size_t>(h) * slots, heads[h], sum);
-      float* acc = a.acc + static_cast<std::ptrdiff_t>(h) * a.rank + 4 * quad;
-      F total = vfma(load_part(sum, 4), scale * set1(heads[h].factor), load_part(acc, 4));
-      if (middle) total = vfma(load_part(middle + 4 * quad, 4), set1(heads[h].mass), total);
-      store_part(acc, total, 4);
+    for (int block = 0; block < n_blocks; ++block) {
+      for (int m = next; m < next_end && m < a.v.M; ++m)
+        for (std::size_t i = 0; i < pq_run_bytes(a.v.nbits); i += 64)
+          __builtin_prefetch(
+              a.v.blocks[block] + static_cast<std::size_t>(m) * pq_run_bytes(a.v.nbits) + i, 0, 3);
+      value_block<kRegs>(a, s, quad, block, reader, any, sums);
     }
+    for (int h = 0; h < a.n_heads; ++h)
+      add_axes(a, h, 4 * quad, sums + 4 * kLanes * h, heads[h], middle);
   }
 }
 

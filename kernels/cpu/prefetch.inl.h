@@ -20,8 +20,8 @@ struct PrefetchAhead {
     if (n_steps > 0) lines_per_step = static_cast<int>((bytes + 63) / 64) / n_steps + 1;
   }
   void step() {
-    for (int i = 0; i < lines_per_step && at < end; ++i, at += 64)
-      __builtin_prefetch(at, 0, kLevel);
+    if (at >= end) return;
+    for (int i = 0; i < lines_per_step; ++i, at += 64) __builtin_prefetch(at, 0, kLevel);
   }
 };
 

@@ -17,6 +17,11 @@ using Ints = int __attribute__((vector_size(64)));
 
 inline Bytes no_bytes() { return _mm512_setzero_si512(); }
 inline Bytes load_bytes(const uint8_t* p) { return load64(p); }
+inline Bytes set_bytes(char x) { return _mm512_set1_epi8(x); }
+/// 16 bytes, zeros above.
+inline Bytes load16_bytes(const void* p) {
+  return _mm512_zextsi128_si512(_mm_loadu_si128(static_cast<const __m128i*>(p)));
+}
 
 /// Bits [0, n) set, 0 <= n <= 64.
 inline __mmask64 first64(int n) { return n < 64 ? (uint64_t{1} << n) - 1 : ~uint64_t{0}; }
@@ -96,6 +101,23 @@ inline Bytes look_up_quarters(const Bytes* t, Bytes codes, const CodeQuarters<kR
     x = _mm512_mask_permutexvar_epi8(x, quarters.second, codes, t[1]);
     x = _mm512_mask_permutexvar_epi8(x, quarters.third, codes, t[2]);
     return _mm512_mask_permutexvar_epi8(x, quarters.fourth, codes, t[3]);
+  }
+}
+
+/// Which codes point into the upper half of a table of 256 bytes.
+template <int kRegs>
+inline __mmask64 upper_half(Bytes codes) {
+  return kRegs == 4 ? _mm512_movepi8_mask(codes) : 0;
+}
+/// ByteTable::look_up with that known, for several tables.
+template <int kRegs>
+inline Bytes look_up_halves(const Bytes* t, Bytes codes, __mmask64 upper) {
+  if constexpr (kRegs != 4) {
+    return ByteTable<kRegs>::look_up(t, codes);
+  } else {
+    const Bytes low = _mm512_permutex2var_epi8(t[0], codes, t[1]);
+    const Bytes high = _mm512_permutex2var_epi8(t[2], codes, t[3]);
+    return _mm512_mask_blend_epi8(upper, low, high);
   }
 }
 
@@ -201,12 +223,44 @@ inline void store_between(float* p, F x, int begin, int end) {
 }
 inline Ints set_ints(int x) { return reinterpret_cast<Ints>(_mm512_set1_epi32(x)); }
 inline F to_floats(Ints x) { return _mm512_cvtepi32_ps(reinterpret_cast<Bytes>(x)); }
-/// Nearest integers as 16 bytes, saturated; `offset` is added first. Returns the integers.
-inline __m512i store_rounded(void* p, F x, int offset) {
+/// Nearest integers as 16 bytes; `offset` is added first.
+inline void store_rounded(void* p, F x, int offset) {
   const __m512i i = _mm512_cvtps_epi32(x);
   _mm_storeu_si128(static_cast<__m128i*>(p),
                    _mm512_cvtepi32_epi8(_mm512_add_epi32(i, _mm512_set1_epi32(offset))));
-  return i;
+}
+
+/// Four registers of 16 integers as 64 bytes in their order, saturated to 0..255.
+inline Bytes pack_u8(__m512i a, __m512i b, __m512i c, __m512i d) {
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  const __m512i words = _mm512_packus_epi32(a, b), more = _mm512_packus_epi32(c, d);
+  return _mm512_permutexvar_epi32(order, _mm512_packus_epi16(words, more));
+}
+/// The same saturated to -128..127.
+inline Bytes pack_s8(__m512i a, __m512i b, __m512i c, __m512i d) {
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  const __m512i words = _mm512_packs_epi32(a, b), more = _mm512_packs_epi32(c, d);
+  return _mm512_permutexvar_epi32(order, _mm512_packs_epi16(words, more));
+}
+inline float reduce_min(F x) { return _mm512_reduce_min_ps(x); }
+inline __m512i to_ints(F x) { return _mm512_cvtps_epi32(x); }
+/// 2^x to 4e-5, for weights that become bytes: 0 from -126 down, NaN kept.
+inline F vexp2_rough(F x) {
+  x = _mm512_max_ps(set1(-126.0f), x);
+  const F n = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  const F r = x - n;
+  F p = vfma(set1(9.61812911e-3f), r, set1(5.55041087e-2f));
+  p = vfma(p, r, set1(2.40226507e-1f));
+  p = vfma(p, r, set1(6.93147181e-1f));
+  p = vfma(p, r, set1(1.0f));
+  return _mm512_scalef_ps(p, n);
+}
+inline float sum_u8(Bytes x) {
+  return static_cast<float>(_mm512_reduce_add_epi64(_mm512_sad_epu8(x, no_bytes())));
+}
+/// Largest of 64 floats.
+inline float max64(const float* p) {
+  return reduce_max(vmax(vmax(load(p), load(p + 16)), vmax(load(p + 32), load(p + 48))));
 }
 
 inline F vfloor(F x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC); }
@@ -225,7 +279,6 @@ inline void store_u8(uint8_t* p, F x, int n) {
 inline void store_s8(uint8_t* p, F x, int n) {
   store16(p, _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(x)), n);
 }
-inline __m512i add_int(__m512i a, __m512i b) { return _mm512_add_epi32(a, b); }
 inline float sum_int(__m512i x) { return static_cast<float>(_mm512_reduce_add_epi32(x)); }
 
 }  // namespace

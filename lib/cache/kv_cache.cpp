@@ -9,6 +9,7 @@
 #include "lib/cache/fused_attention.h"
 #include "lib/cache/group_attention.h"
 #include "lib/cache/kind_cache.h"
+#include "lib/cache/pq_attention.h"
 #include "lib/cache/query_parts.h"
 #include "lib/core/error.h"
 #include "lib/core/parallel.h"
@@ -165,6 +166,7 @@ struct KvCache::Impl {
   int64_t n_tokens = 0;
   int64_t last_ticket = 0;
   int64_t n_single_calls = 0;
+  int64_t query_number = 0;  ///< of the query and layer at work
   RopeTable rope;
   std::vector<Layer> layers;
   TileRows exact_k, exact_v, coded_k, coded_v;
@@ -272,24 +274,12 @@ void KvCache::Impl::attend_codes(const Layer& layer, int head, int64_t begin, in
                                  const float* q, SoftmaxState* state, float* acc,
                                  int64_t* left_out_here) const {
   const int group = geometry.group(), d = geometry.head_dim;
-  thread_local AlignedVector<float> scratch, k_centroids, v_centroids;
+  thread_local AlignedVector<float> scratch;
   const bool both = end <= std::min(layer.k.sealed(), layer.v.sealed());
-  if (both && layer.k.frame().type == KeyFrame::Type::kPostRope) {
-    PqSide k = layer.k.store().pq_side(head, &k_centroids);
-    PqSide v = layer.v.store().pq_side(head, &v_centroids);
-    if (k.blocks && v.blocks) {
-      k.blocks += begin / kPqBlock;
-      v.blocks += begin / kPqBlock;
-      PqAttendArgs args{group, d, static_cast<int>(end - begin), q, k, v, nullptr, state, acc};
-      args.skip = skip_share;
-      args.floor = floor.data() + static_cast<int64_t>(head) * group;
-      args.left_out = left_out_here;
-      scratch.resize(pq_scratch_floats(args));
-      args.scratch = scratch.data();
-      ops().attend_pq(args);
-      return;
-    }
-  }
+  if (both && can_attend_pq(layer.k, layer.v))
+    return attend_pq_codes(geometry, layer.k, layer.v, {head, query_number, q}, begin, end,
+                           {skip_share, floor.data() + static_cast<int64_t>(head) * group}, state,
+                           acc, left_out_here);
   if (both && can_attend_coded(layer.k, layer.v))
     return attend_coded(geometry, layer.k, layer.v, head, begin, end, q, state, acc);
   if (both && can_attend_groups(geometry, layer.k, layer.v))
@@ -336,11 +326,9 @@ void KvCache::Impl::attend_coded_parts(Layer& layer, const QueryParts& cut, int 
   coded_sums.assign(static_cast<size_t>(cut.both) * n_heads * width, 0.0f);
   coded_state.assign(static_cast<size_t>(cut.both) * n_heads, SoftmaxState{});
   clear_left_out(cut.both * jobs);
-  parallel_for(cut.both * jobs, [&](int64_t job) {
-    const int64_t begin = job / jobs * cut.coded_size,
-                  end = std::min(cut.low, begin + cut.coded_size);
-    const int64_t at = job * job_heads;
-    const int unit = static_cast<int>(job % jobs);
+  const auto attend = [&](int unit, int64_t part) {
+    const int64_t begin = part * cut.coded_size, end = std::min(cut.low, begin + cut.coded_size);
+    const int64_t job = part * jobs + unit, at = job * job_heads;
     std::shared_lock key_lock(layer.k.mutex()), value_lock(layer.v.mutex());
     if (units > 0)
       attend_fused(geometry, rope, layer.k, layer.v, unit, begin, end, scaled_q.data(),
@@ -350,6 +338,10 @@ void KvCache::Impl::attend_coded_parts(Layer& layer, const QueryParts& cut, int 
       attend_codes(layer, unit, begin, end,
                    scaled_q.data() + static_cast<int64_t>(unit) * job_heads * d, &coded_state[at],
                    &coded_sums[at * width], &left_out[2 + 2 * job]);
+  };
+  // A thread takes parts of one head after the other, because it keeps a head's tables.
+  parallel_ranges(cut.both * jobs, 1, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i) attend(static_cast<int>(i / cut.both), i % cut.both);
   });
   add_left_out();
   for (int64_t at = n_heads; at < cut.both * n_heads; ++at)
@@ -372,8 +364,9 @@ void KvCache::Impl::attend_coded_parts(Layer& layer, const QueryParts& cut, int 
 void KvCache::Impl::attend_one(Layer& layer, const float* q, float* out) {
   const int group = geometry.group(), d = geometry.head_dim, hk = geometry.n_kv_heads;
   const bool coded = std::min(layer.k.sealed(), layer.v.sealed()) > 0;
+  query_number = next_query_number();
   const int units = coded ? fused_units(geometry, layer.k, layer.v) : 0;
-  const QueryParts cut(layer.k, layer.v, units > 0);
+  const QueryParts cut(layer.k, layer.v);
   // Parts with exact tokens come first: what they weigh bounds what the others can leave out.
   const int64_t parts = cut.total() - cut.both;
   const float scale = 1.0f / std::sqrt(static_cast<float>(d));

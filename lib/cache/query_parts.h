@@ -12,13 +12,12 @@
 namespace million {
 
 struct QueryParts {
-  /// `cheap_calls`: coded parts cost no tables of their own, so that short ones pay.
-  QueryParts(const KindCache& k, const KindCache& v, bool cheap_calls)
+  QueryParts(const KindCache& k, const KindCache& v)
       : low(std::min(k.sealed(), v.sealed())),
         high(std::max(k.sealed(), v.sealed())),
         end(k.sealed() + k.window().size()),
-        coded_size(size_of(high, cheap_calls ? kPqBlock : 4 * kPqBlock)),
-        exact_size(size_of(end - high, kPqBlock)),
+        coded_size(size_of(high)),
+        exact_size(size_of(end - high)),
         both(count(low, coded_size)),
         one(count(high - low, coded_size)),
         exact(std::max<int64_t>(1, count(end - high, exact_size))) {}
@@ -30,11 +29,11 @@ struct QueryParts {
   int64_t both, one, exact;        ///< parts of each
 
  private:
-  /// An eighth: threads share the work evenly, and long parts pay for their tables.
-  static int64_t size_of(int64_t tokens, int64_t shortest) {
+  /// An eighth: threads share the work evenly, and long parts pay for what a call costs.
+  static int64_t size_of(int64_t tokens) {
     constexpr int64_t kLongest = 16 * kPqBlock;
     const int64_t eighth = (tokens / 8 + kPqBlock - 1) / kPqBlock * kPqBlock;
-    return std::clamp(eighth, shortest, kLongest);
+    return std::clamp<int64_t>(eighth, kPqBlock, kLongest);
   }
   static int64_t count(int64_t tokens, int64_t size) { return (tokens + size - 1) / size; }
 };

@@ -72,7 +72,8 @@ class CodeStore {
   /// Valid until the next append.
   virtual CodedUnit coded_unit(int /*unit*/) const { return {}; }
   /// The codes as attend_pq reads them, when this store is PQ in a fused layout; nullptr blocks
-  /// otherwise. The centroids are written to `centroids` as f32. Valid until the next append.
+  /// otherwise. The centroids are written to `centroids` as f32, or (nullptr) left out. Valid until
+  /// the next append.
   virtual PqSide pq_side(int /*head*/, AlignedVector<float>* /*centroids*/) const {
     return PqSide{0, 0, nullptr, nullptr};
   }

@@ -211,7 +211,8 @@ class PqStore final : public CodeStore {
   PqSide pq_side(int head, AlignedVector<float>* centroids) const override {
     const Unit& unit = units_[head / span_];
     if (unit.basis) return {0, 0, nullptr, nullptr};  // the kernel knows no basis yet
-    return {shape_.M, shape_.nbits, unit.pointers.data(), expand_book(*unit.book, centroids)};
+    return {shape_.M, shape_.nbits, unit.pointers.data(),
+            centroids ? expand_book(*unit.book, centroids) : nullptr};
   }
 
  private:
