@@ -3,6 +3,7 @@
 #include "lib/core/checked.h"
 #include "lib/core/error.h"
 #include "lib/core/files.h"
+#include "lib/core/huge_pool.h"
 #include "lib/core/parallel.h"
 #include "lib/core/rng.h"
 #include "lib/core/rope.h"
@@ -14,9 +15,11 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <limits>
+#include <thread>
 #include <vector>
 
 using namespace million;
@@ -240,4 +243,42 @@ TEST_CASE("a spill buffer says what it needs when disk or folder are missing") {
     CHECK_THAT(e.what(), Catch::Contains("TMPDIR"));
   }
   CHECK_THROWS_WITH(SpillBuffer<float>(kSpillBytes, folder / "absent"), Catch::Contains("absent"));
+}
+
+TEST_CASE("pooled blocks do not overlap and come back, from several threads") {
+  struct Block {
+    unsigned char* at;
+    std::size_t bytes;
+    unsigned char mark;
+  };
+  const auto work = [](uint64_t seed) {
+    Rng rng(seed);
+    std::vector<Block> held;
+    bool intact = true;
+    for (int step = 0; step < 3000; ++step) {
+      if (held.size() < 200 && rng.uniform() < 0.6) {
+        const std::size_t sizes[] = {64, 4096, 4100, 24576, 98304, 131072, 200000, 3u << 20};
+        const std::size_t bytes = sizes[step % (step % 500 == 0 ? 8 : 7)];
+        auto* at = static_cast<unsigned char*>(huge_allocate(bytes));
+        intact = intact && reinterpret_cast<std::uintptr_t>(at) % 64 == 0;
+        held.push_back({at, bytes, static_cast<unsigned char>(step)});
+        std::memset(at, held.back().mark, bytes);
+      } else if (!held.empty()) {
+        std::swap(held[static_cast<std::size_t>(rng.uniform() * double(held.size()))], held.back());
+        const Block b = held.back();
+        held.pop_back();
+        for (std::size_t i : {std::size_t{0}, b.bytes / 2, b.bytes - 1})
+          intact = intact && b.at[i] == b.mark;
+        huge_free(b.at, b.bytes);
+      }
+    }
+    for (const Block& b : held) huge_free(b.at, b.bytes);
+    return intact;
+  };
+  bool results[2] = {};
+  std::thread other([&] { results[1] = work(2); });
+  results[0] = work(1);
+  other.join();
+  CHECK(results[0]);
+  CHECK(results[1]);
 }

@@ -4,7 +4,6 @@
 #include "kernels/half.h"
 #include "kernels/ops.h"
 #include "kernels/ref/ops_ref.h"
-#include "lib/core/tensor.h"
 #include "tests/kernel_data.h"
 
 #include <algorithm>
@@ -19,6 +18,11 @@
 using namespace million;
 
 namespace {
+
+/// First place on a cache line in x, at most 15 floats from its start.
+float* aligned(std::vector<float>& x) {
+  return x.data() + (16 - reinterpret_cast<std::uintptr_t>(x.data()) / 4 % 16) % 16;
+}
 
 /// A PQ-coded run with random codes and centroids.
 struct PqRun {
@@ -138,13 +142,12 @@ TEST_CASE("attention on PQ codes") {
           PqAttendArgs args{group, c.d, n, q.data(), k.side, v.side, nullptr, nullptr, nullptr};
           const std::size_t floats = pq_scratch_floats(args);
           std::vector<float> scratch(floats + 32, 0.0f);
-          float* aligned = scratch.data() +
-                           (16 - reinterpret_cast<std::uintptr_t>(scratch.data()) / 4 % 16) % 16;
-          std::fill(aligned + floats, scratch.data() + scratch.size(), 777.0f);
-          args.scratch = aligned, args.state = result.state.data(), args.acc = result.acc();
+          std::fill(aligned(scratch) + floats, scratch.data() + scratch.size(), 777.0f);
+          args.scratch = aligned(scratch), args.state = result.state.data(),
+          args.acc = result.acc();
           op->attend_pq(args);
           REQUIRE(result.intact());
-          for (const float* p = aligned + floats; p < scratch.data() + scratch.size(); ++p)
+          for (const float* p = aligned(scratch) + floats; p < scratch.data() + scratch.size(); ++p)
             REQUIRE(*p == 777.0f);
           if (n == 0) {
             REQUIRE(result.state[0].sum == 0.0f);
@@ -178,16 +181,16 @@ TEST_CASE("attend_pq gives the same bits from the tables of the last call") {
         const PqRun k(16, nbits, 64, 1200), v(16, nbits, 64, 1200);
         const auto q = normal(std::size_t(group * 64), 0.2f);
         PqAttendArgs args{group, 64, 1200, q.data(), k.side, v.side, nullptr, nullptr, nullptr};
-        AlignedVector<float> kept(pq_scratch_floats(args));
+        std::vector<float> kept(pq_scratch_floats(args) + 16);
         for (int n : {600, 1200, 70, 130, 130}) {
           args.n_tokens = n;
           Group fresh(group, 64), again(group, 64);
-          AlignedVector<float> scratch(pq_scratch_floats(args), NAN);
+          std::vector<float> scratch(pq_scratch_floats(args) + 16, NAN);
           args.same_query = false;
-          args.scratch = scratch.data(), args.state = fresh.state.data(), args.acc = fresh.acc();
+          args.scratch = aligned(scratch), args.state = fresh.state.data(), args.acc = fresh.acc();
           op->attend_pq(args);
           args.same_query = n != 600;
-          args.scratch = kept.data(), args.state = again.state.data(), args.acc = again.acc();
+          args.scratch = aligned(kept), args.state = again.state.data(), args.acc = again.acc();
           op->attend_pq(args);
           REQUIRE(std::memcmp(fresh.acc(), again.acc(), std::size_t(group) * 64 * 4) == 0);
           REQUIRE(fresh.state[0].sum == again.state[0].sum);

@@ -223,7 +223,8 @@ void build_value_bytes(const PqSide& v, int head_dim, uint8_t* tables, float* mi
     const F center = set1(middle[i]), inverse = set1(step[i] > 1e-30f ? 1.0f / step[i] : 0.0f);
     int c = 0;
     for (; c + kByteLanes <= K; c += kByteLanes)
-      store_bytes(tables + i * K + c, bytes64<true>(column + c, inverse, zero() - center * inverse));
+      store_bytes(tables + i * K + c,
+                  bytes64<true>(column + c, inverse, zero() - center * inverse));
     for (; c < K; c += kLanes) {
       const int n = K - c < kLanes ? K - c : kLanes;
       const F x = n < kLanes ? load_part(column + c, n) : load(column + c);
@@ -300,8 +301,7 @@ inline void build_byte_tables(const PqAttendArgs& args, const PqScratch& scratch
   build_tables(args, scratch.tables);
   for (int g = 0; k_bytes && g < args.n_group; ++g) {
     float* tables = scratch.tables + (static_cast<std::size_t>(g * args.k.M) << args.k.nbits);
-    held.plans[g] =
-        plan_head(tables, args.k.M, args.k.nbits, bytes.passes + 2 * g * args.k.M);
+    held.plans[g] = plan_head(tables, args.k.M, args.k.nbits, bytes.passes + 2 * g * args.k.M);
     held.n_passes += held.plans[g].n_passes;
   }
   if (v_bytes)

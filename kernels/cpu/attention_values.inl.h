@@ -13,8 +13,8 @@ namespace {
 
 constexpr int kBlockGroups = kPqBlock / kByteLanes;
 
-/// Weights are bytes in units of 4^-c / 255 of the run's largest; a block has the class c of its own
-/// largest weight. They are dithered: most weights of a block may be below half a unit.
+/// Weights are bytes in units of 4^-c / 255 of the run's largest; a block has the class c of its
+/// own largest weight. They are dithered: most weights of a block may be below half a unit.
 constexpr int kWeightClasses = 12;
 constexpr float kLogFour = 1.38629436f;
 constexpr float kClassUnit[kWeightClasses] = {
@@ -40,16 +40,16 @@ MILLION_INLINE void decode_quad(const CodedSide& side, int rank, int quad,
     const int group = group_at(i), chunk = group % (kPqBlock / kByteLanes);
     const uint8_t* block = side.blocks[group / (kPqBlock / kByteLanes)];
     Bytes axis[4], codes = no_bytes();
-    CodeQuarters<kRegs> quarters(codes);
+    auto upper = upper_half<kRegs>(codes);
     const TokenOrder order;
     for (int j = 0; j < 4; ++j) {
       if (j == 0 || m[j] != m[j - 1]) {
         codes =
             reader.load(block + static_cast<std::size_t>(m[j]) * pq_run_bytes(side.nbits), chunk);
         if (kUnsigned) codes = order.apply(codes);
-        quarters = CodeQuarters<kRegs>(codes);
+        upper = upper_half<kRegs>(codes);
       }
-      axis[j] = look_up_quarters<kRegs>(t[j], codes, quarters);
+      axis[j] = look_up_halves<kRegs>(t[j], codes, upper);
     }
     take(i, group, axis);
   }
@@ -90,8 +90,7 @@ inline float group_weights(const float* score, float max, int c, uint8_t* bytes)
   const auto weight = [&](int t) {
     return to_ints(vexp2_rough(vfma(load(score + t), log2_of_e, shift)) + load(kDither.at + t));
   };
-  const Bytes packed =
-      pack_u8(weight(0), weight(kLanes), weight(2 * kLanes), weight(3 * kLanes));
+  const Bytes packed = pack_u8(weight(0), weight(kLanes), weight(2 * kLanes), weight(3 * kLanes));
   store_bytes(bytes, packed);
   return sum_u8(packed);
 }
@@ -125,9 +124,9 @@ HeadWeights weigh_run(const CodedAttendArgs& a, const CodedScratch& s, int h, ui
     const bool counts = c < kWeightClasses;  // else below 4^-12 of the maximum
     const float unit = counts ? kClassUnit[c] : 0.0f;
     units[g / kBlockGroups] = unit;
-    s.group_sums[g] = counts ? unit * group_weights(score + g * kByteLanes, max, c,
-                                                    weights + g * kByteLanes)
-                             : 0.0f;
+    s.group_sums[g] =
+        counts ? unit * group_weights(score + g * kByteLanes, max, c, weights + g * kByteLanes)
+               : 0.0f;
     total += s.group_sums[g];
   }
   const float own = max + std::log(total);
@@ -183,8 +182,8 @@ MILLION_INLINE void sum_block(const CodedScratch& s, int head, int block, const 
     Bytes axis[4];
     for (int j = 0; j < 4; ++j) axis[j] = load_bytes(value + kByteLanes * j);
     for (int h = 0; h < kHeads; ++h) {
-      const Bytes weight = load_bytes(weights + static_cast<std::size_t>(h) * s.stride +
-                                      kByteLanes * groups.at[i]);
+      const Bytes weight =
+          load_bytes(weights + static_cast<std::size_t>(h) * s.stride + kByteLanes * groups.at[i]);
       for (int j = 0; j < 4; ++j) sum[h][j] = dot_bytes(sum[h][j], weight, axis[j]);
     }
   }
@@ -214,8 +213,8 @@ MILLION_INLINE void add_axes(const CodedAttendArgs& a, int h, int at, const floa
 /// One block's part of four axes for all heads.
 template <int kRegs>
 MILLION_INLINE void value_block(const CodedAttendArgs& a, const CodedScratch& s, int quad,
-                                int block, const CodeReader<kRegs != 4>& reader,
-                                const uint8_t* any, float* sums) {
+                                int block, const CodeReader<kRegs != 4>& reader, const uint8_t* any,
+                                float* sums) {
   const int n_groups = (a.n_tokens + kByteLanes - 1) / kByteLanes;
   const int n_batches = (a.n_heads + kSumHeads - 1) / kSumHeads;
   const BlockGroups all(any + static_cast<std::ptrdiff_t>(n_batches) * n_groups, block, n_groups);

@@ -36,16 +36,16 @@ MILLION_INLINE void few_quad(const CodedAttendArgs& a, const CodedScratch& s, in
     for (int i = 0; i < kRegs; ++i) t[j][i] = table.t[i];
   }
   for (int i = 0; i < kCodes; ++i)
-    runs[i] = a.v.blocks[block] +
-              static_cast<std::size_t>((4 * quad + 4 / kCodes * i) / dsub) * pq_run_bytes(a.v.nbits);
+    runs[i] = a.v.blocks[block] + static_cast<std::size_t>((4 * quad + 4 / kCodes * i) / dsub) *
+                                      pq_run_bytes(a.v.nbits);
   const uint8_t* weights = s.weights + static_cast<std::size_t>(block) * kPqBlock;
   Ints sum[kHeads][4] = {};
   for (int i = 0; i < groups.n; ++i) {
     Bytes axis[4];
     decode_axes<kRegs, kCodes>(t, runs, groups.at[i], reader, axis);
     for (int h = 0; h < kHeads; ++h) {
-      const Bytes weight = load_bytes(weights + static_cast<std::size_t>(h) * s.stride +
-                                      kByteLanes * groups.at[i]);
+      const Bytes weight =
+          load_bytes(weights + static_cast<std::size_t>(h) * s.stride + kByteLanes * groups.at[i]);
       for (int j = 0; j < 4; ++j) sum[h][j] = dot_bytes(sum[h][j], weight, axis[j]);
     }
   }

@@ -78,32 +78,6 @@ struct ByteTable {
   }
 };
 
-/// Which of four 64-byte registers each code points into.
-template <int kRegs>
-struct CodeQuarters {
-  __mmask64 second = 0, third = 0, fourth = 0;
-  explicit CodeQuarters(Bytes codes) {
-    if constexpr (kRegs == 4) {
-      const __mmask64 high = _mm512_movepi8_mask(codes);
-      const __mmask64 odd = _mm512_test_epi8_mask(codes, _mm512_set1_epi8(64));
-      second = odd & ~high, third = high & ~odd, fourth = high & odd;
-    }
-  }
-};
-/// ByteTable::look_up with the quarters known: one instruction for each register of a table of 256
-/// bytes, which is faster where several tables are looked up with the same codes.
-template <int kRegs>
-inline Bytes look_up_quarters(const Bytes* t, Bytes codes, const CodeQuarters<kRegs>& quarters) {
-  if constexpr (kRegs != 4) {
-    return ByteTable<kRegs>::look_up(t, codes);
-  } else {
-    Bytes x = _mm512_permutexvar_epi8(codes, t[0]);
-    x = _mm512_mask_permutexvar_epi8(x, quarters.second, codes, t[1]);
-    x = _mm512_mask_permutexvar_epi8(x, quarters.third, codes, t[2]);
-    return _mm512_mask_permutexvar_epi8(x, quarters.fourth, codes, t[3]);
-  }
-}
-
 /// Which codes point into the upper half of a table of 256 bytes.
 template <int kRegs>
 inline __mmask64 upper_half(Bytes codes) {

@@ -11,16 +11,30 @@ namespace million {
 ExactRun::ExactRun(int n_kv_heads, int head_dim, int segment_tokens)
     : n_kv_heads_(n_kv_heads), head_dim_(head_dim), segment_tokens_(segment_tokens) {}
 
+int64_t ExactRun::tokens_of(const Segment& segment) const {
+  return static_cast<int64_t>(segment.size()) / (static_cast<int64_t>(n_kv_heads_) * head_dim_);
+}
+
+/// Gives `segment` room for `tokens` tokens a head, behind those that it has.
+void ExactRun::widen(Segment& segment, int64_t tokens) const {
+  const int64_t old = tokens_of(segment) * head_dim_, width = tokens * head_dim_;
+  Segment wider(static_cast<size_t>(n_kv_heads_ * width));
+  for (int64_t h = 0; h < n_kv_heads_; ++h)
+    std::copy_n(segment.data() + h * old, old, wider.data() + h * width);
+  segment.swap(wider);
+}
+
 void ExactRun::append(const float* x, int64_t n) {
   const Ops& op = ops();
   for (int64_t i = 0; i < n; ++i) {
     const int64_t at = front_ + size_, inside = at % segment_tokens_;
-    if (at / segment_tokens_ == static_cast<int64_t>(segments_.size()))
-      segments_.emplace_back(static_cast<size_t>(n_kv_heads_) * segment_tokens_ * head_dim_);
-    uint16_t* segment = segments_[at / segment_tokens_].data();
+    if (at / segment_tokens_ == static_cast<int64_t>(segments_.size())) segments_.emplace_back();
+    Segment& segment = segments_[at / segment_tokens_];
+    if (inside >= tokens_of(segment))
+      widen(segment, std::min<int64_t>(segment_tokens_, (inside / kStepTokens + 1) * kStepTokens));
     for (int64_t h = 0; h < n_kv_heads_; ++h)
       op.f32_to_f16(x + (i * n_kv_heads_ + h) * head_dim_,
-                    segment + (h * segment_tokens_ + inside) * head_dim_, head_dim_);
+                    segment.data() + (h * tokens_of(segment) + inside) * head_dim_, head_dim_);
     ++size_;
   }
 }
@@ -44,9 +58,9 @@ uint64_t ExactRun::bytes() const {
 
 const uint16_t* ExactRun::at(int head, int64_t t, int64_t* n) const {
   const int64_t at = front_ + t, inside = at % segment_tokens_;
+  const Segment& segment = segments_[at / segment_tokens_];
   *n = std::min(size_ - t, segment_tokens_ - inside);
-  return segments_[at / segment_tokens_].data() +
-         (static_cast<int64_t>(head) * segment_tokens_ + inside) * head_dim_;
+  return segment.data() + (head * tokens_of(segment) + inside) * head_dim_;
 }
 
 void ExactRun::read(int head, int64_t begin, int64_t end, float* out) const {

@@ -31,6 +31,11 @@ class ExactRun {
 
  private:
   using Segment = AlignedVector<uint16_t>;
+  /// A segment grows by so many tokens at a time, so that a long one wastes little.
+  static constexpr int64_t kStepTokens = 128;
+
+  int64_t tokens_of(const Segment& segment) const;  ///< it has room for
+  void widen(Segment& segment, int64_t tokens) const;
 
   int n_kv_heads_, head_dim_, segment_tokens_;
   int64_t front_ = 0;  ///< dropped rows of the first segment

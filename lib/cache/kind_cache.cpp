@@ -14,7 +14,7 @@ constexpr int kResidualSegment = 32;
 
 /// A window stays small; an exact cache is read in long runs.
 int segment_tokens(const CodingRule& rule) {
-  if (rule.exact) return 2 * kSealTokens;
+  if (rule.exact) return 4 * kSealTokens;
   return rule.ruled() ? kResidualSegment : kSealTokens;
 }
 

@@ -339,10 +339,13 @@ void KvCache::Impl::attend_coded_parts(Layer& layer, const QueryParts& cut, int 
                    scaled_q.data() + static_cast<int64_t>(unit) * job_heads * d, &coded_state[at],
                    &coded_sums[at * width], &left_out[2 + 2 * job]);
   };
-  // A thread takes parts of one head after the other, because it keeps a head's tables.
-  parallel_ranges(cut.both * jobs, 1, [&](int64_t first, int64_t last) {
-    for (int64_t i = first; i < last; ++i) attend(static_cast<int>(i / cut.both), i % cut.both);
-  });
+  const int64_t n_jobs = cut.both * jobs;
+  if (units > 0)
+    parallel_for(n_jobs, [&](int64_t i) { attend(static_cast<int>(i % jobs), i / jobs); });
+  else  // a thread takes parts of one head after the other, because it keeps a head's tables
+    parallel_ranges(n_jobs, 1, [&](int64_t first, int64_t last) {
+      for (int64_t i = first; i < last; ++i) attend(static_cast<int>(i / cut.both), i % cut.both);
+    });
   add_left_out();
   for (int64_t at = n_heads; at < cut.both * n_heads; ++at)
     merge_softmax(coded_state[at % n_heads], &coded_sums[at % n_heads * width], coded_state[at],

@@ -3,6 +3,7 @@
 // common form of codebook and reference files).
 #pragma once
 
+#include "lib/core/huge_pool.h"
 #include "lib/core/json.h"
 
 #include <cstddef>
@@ -17,18 +18,15 @@ namespace million {
 template <class T>
 struct AlignedAllocator {
   using value_type = T;
-  static constexpr std::size_t kAlign = 64;  // one cache line, one AVX-512 register
   AlignedAllocator() = default;
   template <class U>
   AlignedAllocator(const AlignedAllocator<U>&) {}
-  T* allocate(std::size_t n) {
-    return static_cast<T*>(::operator new(n * sizeof(T), std::align_val_t(kAlign)));
-  }
-  void deallocate(T* p, std::size_t) { ::operator delete(p, std::align_val_t(kAlign)); }
+  T* allocate(std::size_t n) { return static_cast<T*>(huge_allocate(n * sizeof(T))); }
+  void deallocate(T* p, std::size_t n) { huge_free(p, n * sizeof(T)); }
   friend bool operator==(const AlignedAllocator&, const AlignedAllocator&) { return true; }
 };
 
-/// std::vector whose data() is 64-byte aligned.
+/// std::vector whose data() is 64-byte aligned: one cache line, one AVX-512 register.
 template <class T>
 using AlignedVector = std::vector<T, AlignedAllocator<T>>;
 
