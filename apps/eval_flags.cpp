@@ -51,6 +51,11 @@ void EvalFlags::add_to(CLI::App& app) {
   app.add_option("--chunk", chunk, "tokens processed at once on the decode path")
       ->capture_default_str()
       ->group(run);
+  app.add_option("--skip-mass", skip_mass,
+                 "with --chunk 1 on the decode path: as in kv-decode; 0 = exact")
+      ->capture_default_str()
+      ->check(CLI::Range(0.0f, 0.1f))
+      ->group(run);
   app.add_option("--codebooks", codebooks, "folder of trained codebooks; empty = train every time")
       ->group(run);
   app.add_option("--reference", reference,
@@ -65,6 +70,12 @@ std::unique_ptr<EvalInputs> load_inputs(const EvalFlags& f, const AppContext& co
   SessionPlan& plan = in.plan;
   plan.evaluation.protocol = parse_protocol(f.protocol);
   plan.evaluation.decoder = {parse_compute(f.compute), DecodeCompute::kExact, f.chunk};
+  plan.evaluation.skip_share = f.skip_mass;
+  MILLION_REQUIRE(f.skip_mass == 0.0f || (f.chunk == 1 && f.protocol == "decode-path"),
+                  ErrorCode::kUsage,
+                  "--skip-mass: got {} with --protocol {} --chunk {}, it concerns single tokens; "
+                  "add --protocol decode-path --chunk 1",
+                  f.skip_mass, f.protocol, f.chunk);
   in.model = Model::load(f.model);
   in.text = load_text(in.model->tokenizer, f.text);
   const int windows = f.limit > 0 && (f.windows == 0 || f.limit < f.windows) ? f.limit : f.windows;

@@ -14,6 +14,7 @@ namespace million {
 struct EvalFlags {
   std::string model, text, calib_text;
   int context = 2048, windows = 4, calib_context = 0, calib_tokens = 10240, chunk = 512, limit = 0;
+  float skip_mass = 0.0f;
   int calib_grad_windows = 2;
   int64_t calib_positions = 0;
   std::string protocol = "all-distorted", compute = "f32", codebooks, reference;

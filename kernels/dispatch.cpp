@@ -110,6 +110,14 @@ bool set_isa(Isa isa) {
   return table != nullptr;
 }
 
+int64_t time_stamp() {
+#if defined(__x86_64__)
+  return static_cast<int64_t>(__builtin_ia32_rdtsc());
+#else
+  return 0;
+#endif
+}
+
 const char* isa_request_error() { return current().refused; }
 
 }  // namespace million

@@ -15,6 +15,20 @@
 
 namespace million {
 
+/// What calls of a fused kernel did, added up for reports.
+struct AttendStats {
+  int64_t groups_left_out = 0;  ///< 64-token groups x heads whose values were left out
+  int64_t groups = 0;           ///< all of them
+  double mass_left_out = 0.0;   ///< at most so much of the heads' softmax weights, 1 for each head
+  /// Ticks of the time stamp counter by phase: tables or turned queries; scores; weights; values.
+  int64_t tables = 0, scores = 0, weights = 0, values = 0;
+
+  void add(const AttendStats& x) {
+    groups_left_out += x.groups_left_out, groups += x.groups, mass_left_out += x.mass_left_out;
+    tables += x.tables, scores += x.scores, weights += x.weights, values += x.values;
+  }
+};
+
 /// Decode attention of the query heads that share one KV head over exact f16 rows.
 struct DenseAttendArgs {
   int n_group;  ///< query heads of the group, 1..16
@@ -52,14 +66,14 @@ struct PqAttendArgs {
   int n_group, head_dim, n_tokens;
   const float* q;  ///< [n_group][head_dim] in the codes' frame, already times 1/sqrt(d)
   PqSide k, v;
-  float* scratch;       ///< at least pq_scratch_floats(args) floats, 64-byte aligned
-  SoftmaxState* state;  ///< [n_group], merged into
-  float* acc;           ///< [n_group][head_dim], merged into
+  float* scratch;           ///< at least pq_scratch_floats(args) floats, 64-byte aligned
+  SoftmaxState* state;      ///< [n_group], merged into
+  float* acc;               ///< [n_group][head_dim], merged into
   bool same_query = false;  ///< q and both sides' centroids are those of the last call with this
                             ///< scratch, whose contents are still there: its tables may be used
   float skip = 0.0f;        ///< as in CodedAttendArgs, with 8-bit tables
   const float* floor = nullptr;
-  int64_t* left_out = nullptr;
+  AttendStats* stats = nullptr;
 };
 /// Floats of scratch that attend_pq needs; of args only the shape is read.
 std::size_t pq_scratch_floats(const PqAttendArgs& args);
@@ -93,7 +107,7 @@ struct CodedAttendArgs {
   float* scratch;       ///< at least coded_scratch_floats(args) floats, 64-byte aligned
   SoftmaxState* state;  ///< [n_heads], merged into
   float* acc;           ///< [n_heads][rank] sums of weight * y, merged into
-  int64_t* left_out;    ///< [2] 64-token groups x heads left out, and all of them; may be nullptr
+  AttendStats* stats;   ///< added to; may be nullptr
 };
 /// Frames that a run touches.
 inline int coded_frames(const CodedAttendArgs& a) {
@@ -215,6 +229,8 @@ const Ops& ops();
 const Ops* ops_for(Isa isa);
 /// Forces a level; false when the CPU lacks it. Not thread-safe: call at start.
 bool set_isa(Isa isa);
+/// The counter that AttendStats counts in; 0 where there is none.
+int64_t time_stamp();
 /// Name of a forced level that could not be honoured by MILLION_ISA, or nullptr.
 const char* isa_request_error();
 

@@ -164,12 +164,15 @@ TEST_CASE("what attention on codes leaves out stays below the bound") {
     CodedRun run(kDefault, 2048, 4, 12.0f);  // a few tokens dominate
     Group exact(9, run.args.rank), some = exact, none = exact;
     run.attend(op, &exact);
-    int64_t left_out[2] = {0, 0};
-    run.args.left_out = left_out;
+    AttendStats stats;
+    run.args.stats = &stats;
     run.args.skip = 1e-4f;
     run.attend(op, &some);
-    CHECK(left_out[1] == 9 * 2048 / 64);
-    CHECK(left_out[0] > 0);
+    CHECK(stats.groups == 9 * 2048 / 64);
+    CHECK(stats.groups_left_out > 0);
+    CHECK(stats.mass_left_out > 0.0);
+    CHECK(stats.mass_left_out <= 1e-4 * double(stats.groups_left_out));
+    CHECK((stats.tables > 0 && stats.scores > 0 && stats.weights > 0 && stats.values > 0));
     for (std::size_t h = 0; h < 9; ++h) {
       CHECK(some.state[h].max == exact.state[h].max);
       CHECK(some.state[h].sum <= exact.state[h].sum);
@@ -178,9 +181,9 @@ TEST_CASE("what attention on codes leaves out stays below the bound") {
     // A bound from elsewhere that outweighs this run leaves nothing of it.
     const std::vector<float> high(9, 1000.0f);
     run.args.floor = high.data();
-    left_out[0] = left_out[1] = 0;
+    stats = {};
     run.attend(op, &none);
-    CHECK(left_out[0] == left_out[1]);
+    CHECK(stats.groups_left_out == stats.groups);
     CHECK(none.state[0].sum == 0.0f);
     CHECK(none.storage[1] == 0.0f);
   }

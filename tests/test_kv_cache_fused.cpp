@@ -87,10 +87,11 @@ TEST_CASE("values left out change the output by little") {
   some.set_skip_share(1e-3f);
   const auto expected = steps(all, rows);
   const double error = relative_difference(steps(some, rows), expected);
-  const auto left = some.left_out();
-  CHECK(left.all > 0);
-  CHECK(left.groups > left.all / 10);
-  CHECK(left.groups < left.all);
+  const AttendStats stats = some.stats().kernels;
+  CHECK(stats.groups > 0);
+  CHECK(stats.groups_left_out > stats.groups / 10);
+  CHECK(stats.groups_left_out < stats.groups);
+  CHECK(stats.mass_left_out > 0.0);
   CHECK(error > 0.0);
   CHECK(error < 0.05);  // 36 groups of a head, each at most .1 % of its weight
 }

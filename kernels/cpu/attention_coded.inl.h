@@ -38,8 +38,7 @@ MILLION_INLINE void floats_to_bytes(const float* x, int n, F factor, int8_t* byt
   const auto at = [&](int i) { return to_ints(load(x + i) * factor); };
   int i = 0;
   for (; i + kByteLanes <= n; i += kByteLanes)
-    store_bytes(bytes + i,
-                pack_s8(at(i), at(i + kLanes), at(i + 2 * kLanes), at(i + 3 * kLanes)));
+    store_bytes(bytes + i, pack_s8(at(i), at(i + kLanes), at(i + 2 * kLanes), at(i + 3 * kLanes)));
   for (; i < n; i += kLanes) store_rounded(bytes + i, load(x + i) * factor, 0);
 }
 
@@ -333,13 +332,16 @@ void attend_coded(const CodedAttendArgs& a) {
   if (a.n_tokens <= 0) return;
   const CodedScratch s(a);
   const CodeReader<false> whole(8);
+  PhaseClock clock(a.stats);
   turn_queries(a, s);
+  clock.end(&AttendStats::tables);
   if (a.k.nbits == 8)
     key_pass<4>(a, s, whole);
   else if (a.k.nbits == 7)
     key_pass<2>(a, s, CodeReader<true>(a.k.nbits));
   else
     key_pass<1>(a, s, CodeReader<true>(a.k.nbits));
+  clock.end(&AttendStats::scores);
   value_pass(a, s, nullptr);
 }
 

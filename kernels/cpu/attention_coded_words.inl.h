@@ -93,7 +93,9 @@ void turn_queries_words(const CodedAttendArgs& a, const WordScratch& s) {
 void attend_coded_words(const CodedAttendArgs& a) {
   if (a.n_tokens <= 0) return;
   const WordScratch s(a);
+  PhaseClock clock(a.stats);
   turn_queries_words(a, s);
+  clock.end(&AttendStats::tables);
   const WordRun run{a.n_heads,
                     a.rank,
                     a.n_tokens,
@@ -107,8 +109,9 @@ void attend_coded_words(const CodedAttendArgs& a) {
                     a.floor,
                     a.state,
                     a.acc,
-                    a.left_out};
+                    a.stats};
   key_pass_words(run, s);
+  clock.end(&AttendStats::scores);
   value_pass_words(run, s);
 }
 

@@ -317,7 +317,7 @@ inline void run_values(const PqAttendArgs& args, const ByteScratch& bytes, Coded
   run.v.scale = bytes.step;
   run.skip = args.skip;
   run.floor = args.floor;
-  run.left_out = args.left_out;
+  run.stats = args.stats;
   run.state = args.state;
   run.acc = args.acc;
   any_value_pass(run, s, bytes.middle);
@@ -335,8 +335,10 @@ void attend_pq_bytes(const PqAttendArgs& args) {
   CodedAttendArgs run = pq_value_run(args);
   run.scratch = bytes.run;
   const CodedScratch run_scratch(run);
+  PhaseClock clock(args.stats);
   if (!args.same_query || !bytes.held->whole)
     build_byte_tables(args, scratch, bytes, k_bytes, v_bytes);
+  clock.end(&AttendStats::tables);
   const HeadPlan* plans = bytes.held->plans;
   const int n_passes = bytes.held->n_passes;
   for (int t = 0; t < args.n_tokens; t += kPqBlock) {
@@ -364,6 +366,7 @@ void attend_pq_bytes(const PqAttendArgs& args) {
       table_values(args, args.v.blocks[t / kPqBlock], n, scratch.scores, scratch.codes);
     }
   }
+  clock.end(&AttendStats::scores);
   if (v_bytes) run_values(args, bytes, run, run_scratch);
 }
 

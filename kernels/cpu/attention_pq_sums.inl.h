@@ -90,7 +90,8 @@ MILLION_INLINE void with_codes(const PqSide& side, const uint8_t* block, int m, 
 }
 
 /// Scores of heads [head, head + n) for the whole run.
-void field_scores(const PqAttendArgs& args, const PqSumScratch& s, int head, int n) {
+void field_scores(const PqAttendArgs& args, const PqSumScratch& s, int head, int n,
+                  PhaseClock& clock) {
   const int M = args.k.M, K = 1 << args.k.nbits;
   if (!(args.same_query && args.n_group <= kFields && s.scale->held)) {
     PqAttendArgs some = args;
@@ -100,6 +101,7 @@ void field_scores(const PqAttendArgs& args, const PqSumScratch& s, int head, int
     *s.scale = pack_tables(s.tables, n, M, K, s.entries);
     s.scale->held = head == 0;
   }
+  clock.end(&AttendStats::tables);
   const FieldScale& scale = *s.scale;
   for (int token = 0; token < args.n_tokens; token += kPqBlock) {
     const int count = args.n_tokens - token < kPqBlock ? args.n_tokens - token : kPqBlock;
@@ -239,21 +241,26 @@ void attend_pq_sums(const PqAttendArgs& args) {
   run.floor = args.floor;
   run.state = args.state;
   run.acc = args.acc;
+  run.stats = args.stats;
   const std::size_t slots = s.run.stride / kWordGroup;
   const int n_groups = (args.n_tokens + kWordGroup - 1) / kWordGroup;
+  PhaseClock clock(args.stats);
   for (int head = 0; head < args.n_group; head += kFields) {
     const int n = args.n_group - head < kFields ? args.n_group - head : kFields;
-    field_scores(args, s, head, n);
+    field_scores(args, s, head, n, clock);
+    clock.end(&AttendStats::scores);
     float factor[kFields];
     for (int h = 0; h < n; ++h) {
       uint8_t* needed = s.run.needed + static_cast<std::size_t>(h) * slots;
       for (std::size_t g = 0; g < slots; ++g) needed[g] = 0;
       factor[h] = run_weights_words(run, s.run, head + h, needed);
       add_kept(run, s.run, head + h, needed, factor[h]);
-      for (int g = 0; args.left_out && g < n_groups; ++g)
-        args.left_out[0] += needed[g] == 0, ++args.left_out[1];
+      for (int g = 0; args.stats && g < n_groups; ++g)
+        args.stats->groups_left_out += needed[g] == 0, ++args.stats->groups;
     }
+    clock.end(&AttendStats::weights);
     summed_values(args, s, head, n, factor);
+    clock.end(&AttendStats::values);
   }
 }
 

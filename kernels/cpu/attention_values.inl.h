@@ -6,6 +6,7 @@
 #pragma once
 
 #include "kernels/coded_scratch.h"
+#include "kernels/cpu/phase_clock.inl.h"
 #include "kernels/cpu/softmax_tile.inl.h"
 
 namespace million::MILLION_ISA {
@@ -132,7 +133,7 @@ HeadWeights weigh_run(const CodedAttendArgs& a, const CodedScratch& s, int h, ui
   const float own = max + std::log(total);
   const float bound = a.floor && a.floor[h] > own ? a.floor[h] : own;
   const float least = a.skip * std::exp(bound - max);
-  float kept = 0.0f;
+  float kept = 0.0f, lost = 0.0f;
   int n = 0;
   for (int g = 0; g < n_groups; ++g) {
     if (s.group_sums[g] > least) {
@@ -140,12 +141,14 @@ HeadWeights weigh_run(const CodedAttendArgs& a, const CodedScratch& s, int h, ui
       any[g] = 1;
       ++n;
     } else {
+      lost += s.group_sums[g];
       store_bytes(weights + kByteLanes * g, no_bytes());
     }
   }
-  if (a.left_out) {
-    a.left_out[0] += n_groups - n;
-    a.left_out[1] += n_groups;
+  if (a.stats) {
+    a.stats->groups_left_out += n_groups - n;
+    a.stats->groups += n_groups;
+    a.stats->mass_left_out += lost * std::exp(max - bound);
   }
   if (n == 0) return {};
   SoftmaxState& state = a.state[h];
@@ -258,7 +261,9 @@ template <int kRegs>
 void value_pass(const CodedAttendArgs& a, const CodedScratch& s,
                 const CodeReader<kRegs != 4>& reader, const float* middle) {
   HeadWeights heads[kMaxCodedHeads];
+  PhaseClock clock(a.stats);
   const uint8_t* any = weigh_heads(a, s, heads);
+  clock.end(&AttendStats::weights);
   const int n_blocks = (a.n_tokens + kPqBlock - 1) / kPqBlock, dsub = a.rank / a.v.M;
   alignas(64) float sums[kMaxCodedHeads * 4 * kLanes];
   for (int quad = 0; quad < a.rank / 4; ++quad) {
@@ -274,6 +279,7 @@ void value_pass(const CodedAttendArgs& a, const CodedScratch& s,
     for (int h = 0; h < a.n_heads; ++h)
       add_axes(a, h, 4 * quad, sums + 4 * kLanes * h, heads[h], middle);
   }
+  clock.end(&AttendStats::values);
 }
 
 /// Weights of s.scores and the value pass; centroids are scale * byte + middle [rank] (nullptr: 0).

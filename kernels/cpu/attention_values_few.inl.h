@@ -92,7 +92,9 @@ void few_value_pass(const CodedAttendArgs& a, const CodedScratch& s, const float
   HeadWeights heads[kHeads];
   uint8_t* any = s.needed;
   for (std::size_t g = 0; g < s.stride / kByteLanes; ++g) any[g] = 0;
+  PhaseClock clock(a.stats);
   for (int h = 0; h < kHeads; ++h) heads[h] = weigh_run(a, s, h, any);
+  clock.end(&AttendStats::weights);
   for (int i = 0; i < kHeads * a.rank; ++i) store(s.lane_sums + i * kLanes, zero());
   if (a.v.nbits == 8)
     few_values<4, kHeads>(a, s, any);
@@ -104,6 +106,7 @@ void few_value_pass(const CodedAttendArgs& a, const CodedScratch& s, const float
     for (int i = 0; i < a.rank; i += 4)
       add_axes(a, h, i, s.lane_sums + static_cast<std::ptrdiff_t>(h * a.rank + i) * kLanes,
                heads[h], middle);
+  clock.end(&AttendStats::values);
 }
 
 /// value_pass for any number of heads.

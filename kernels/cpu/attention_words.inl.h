@@ -9,6 +9,7 @@
 #pragma once
 
 #include "kernels/cpu/attention_pq.inl.h"
+#include "kernels/cpu/phase_clock.inl.h"
 #include "kernels/cpu/prefetch.inl.h"
 #include "kernels/word_scratch.h"
 
@@ -40,7 +41,7 @@ struct WordRun {
   const float* floor;
   SoftmaxState* state;
   float* acc;
-  int64_t* left_out;
+  AttendStats* stats;
 };
 
 /// Copies entries of kBytes by code.
@@ -237,7 +238,13 @@ float run_weights_words(const WordRun& a, const WordScratch& s, int h, uint8_t* 
   const float own = max + std::log(total);
   const float bound = a.floor && a.floor[h] > own ? a.floor[h] : own;
   const float least = a.skip * std::exp(bound - max);
-  for (int g = 0; g < n_groups; ++g) needed[g] |= s.group_sum[g] > least;
+  float lost = 0.0f;
+  for (int g = 0; g < n_groups; ++g) {
+    const bool counts = s.group_sum[g] > least;
+    needed[g] |= counts;
+    if (!counts) lost += s.group_sum[g];
+  }
+  if (a.stats) a.stats->mass_left_out += lost * std::exp(max - bound);
   SoftmaxState& state = a.state[h];
   scale_row(a.acc + static_cast<std::ptrdiff_t>(h) * a.rank, state.rescale(max), a.rank);
   return std::exp(max - state.max);
@@ -347,6 +354,7 @@ void value_pass_words(const WordRun& a, const WordScratch& s) {
   const std::size_t slots = s.stride / kWordGroup;
   const int n_groups = (a.n_tokens + kWordGroup - 1) / kWordGroup;
   float factor[kMaxCodedHeads];
+  PhaseClock clock(a.stats);
   for (std::size_t i = 0; i < static_cast<std::size_t>(batches.n) * slots; ++i) s.needed[i] = 0;
   for (int b = 0; b < batches.n; ++b) {
     uint8_t* needed = s.needed + static_cast<std::size_t>(b) * slots;
@@ -355,14 +363,16 @@ void value_pass_words(const WordRun& a, const WordScratch& s) {
     int kept = 0;
     for (int g = 0; g < n_groups; ++g) kept += needed[g];
     for (int h = batches.begin(b); h < batches.end(b); ++h) add_kept(a, s, h, needed, factor[h]);
-    if (a.left_out) {
+    if (a.stats) {
       const int heads = batches.end(b) - batches.begin(b);
-      a.left_out[0] += static_cast<int64_t>(heads) * (n_groups - kept);
-      a.left_out[1] += static_cast<int64_t>(heads) * n_groups;
+      a.stats->groups_left_out += static_cast<int64_t>(heads) * (n_groups - kept);
+      a.stats->groups += static_cast<int64_t>(heads) * n_groups;
     }
   }
+  clock.end(&AttendStats::weights);
   for (int token = 0; token < a.n_tokens; token += WordScratch::kWeights)
     value_tile_words(a, s, token, factor);
+  clock.end(&AttendStats::values);
 }
 
 }  // namespace

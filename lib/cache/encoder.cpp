@@ -4,6 +4,7 @@
 #include "lib/core/parallel.h"
 
 #include <algorithm>
+#include <chrono>
 #include <utility>
 
 namespace million {
@@ -24,7 +25,7 @@ BlockEncoder::~BlockEncoder() {
 
 int64_t BlockEncoder::submit(EncodeJob job) {
   if (!async()) {
-    job.run(job);
+    run(job);
     return 0;
   }
   std::lock_guard lock(mutex_);
@@ -52,6 +53,12 @@ void BlockEncoder::wait(int64_t ticket) {
   if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
 }
 
+void BlockEncoder::run(EncodeJob& job) {
+  const auto start = std::chrono::steady_clock::now();
+  job.run(job);
+  run_ns_ += std::chrono::nanoseconds(std::chrono::steady_clock::now() - start).count();
+}
+
 void BlockEncoder::loop() {
   set_threads(1);  // a second OpenMP team would fight with the decoder's over the cores
   std::unique_lock lock(mutex_);
@@ -64,7 +71,7 @@ void BlockEncoder::loop() {
     lock.unlock();
     std::exception_ptr error;
     try {
-      job.run(job);
+      run(job);
     } catch (...) {
       error = std::current_exception();
     }

@@ -5,6 +5,7 @@
 
 #include "lib/core/tensor.h"
 
+#include <atomic>
 #include <condition_variable>
 #include <cstdint>
 #include <deque>
@@ -41,14 +42,18 @@ class BlockEncoder {
   /// Lets the job of `ticket` and all before it start and returns when they are done; rethrows the
   /// first exception of a job. Ticket 0 is always done.
   void wait(int64_t ticket);
+  /// Time of all jobs so far.
+  double run_ms() const { return 1e-6 * static_cast<double>(run_ns_.load()); }
 
  private:
   void loop();
+  void run(EncodeJob& job);
 
   std::mutex mutex_;
   std::condition_variable changed_;
   std::deque<EncodeJob> queue_;
   int64_t submitted_ = 0, allowed_ = 0, started_ = 0, done_ = 0;
+  std::atomic<int64_t> run_ns_{0};
   bool stop_ = false;
   std::exception_ptr error_;
   std::thread thread_;

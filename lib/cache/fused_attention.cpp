@@ -66,7 +66,7 @@ int fused_units(const KvGeometry& g, const KindCache& k, const KindCache& v) {
 
 void attend_fused(const KvGeometry& g, const RopeTable& rope, const KindCache& k,
                   const KindCache& v, int unit, int64_t begin, int64_t end, const float* q,
-                  const SkipRule& skip, SoftmaxState* state, float* sums, int64_t* left_out) {
+                  const SkipRule& skip, SoftmaxState* state, float* sums, AttendStats* stats) {
   const int64_t position = k.sinks().size() + begin, block = k.frame().block;
   const int64_t first = position % block;
   CodedAttendArgs args =
@@ -83,7 +83,7 @@ void attend_fused(const KvGeometry& g, const RopeTable& rope, const KindCache& k
   args.floor = skip.floor ? skip.floor + head : nullptr;
   args.state = state;
   args.acc = sums;
-  args.left_out = left_out;
+  args.stats = stats;
   ops().attend_coded(args);
 }
 

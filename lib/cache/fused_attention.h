@@ -26,11 +26,11 @@ struct SkipRule {
 
 /// Tokens [begin, end) behind the sinks, coded in both kinds, against the query heads of one unit;
 /// q [n_heads][head_dim] of the whole layer, scaled and after RoPE. Merged into state [heads of the
-/// unit] and sums [heads of the unit][rank]. left_out: as in CodedAttendArgs. The caller holds both
+/// unit] and sums [heads of the unit][rank]. `stats` is added to. The caller holds both
 /// mutexes shared; the other functions here take them.
 void attend_fused(const KvGeometry& geometry, const RopeTable& rope, const KindCache& k,
                   const KindCache& v, int unit, int64_t begin, int64_t end, const float* q,
-                  const SkipRule& skip, SoftmaxState* state, float* sums, int64_t* left_out);
+                  const SkipRule& skip, SoftmaxState* state, float* sums, AttendStats* stats);
 
 /// Sums of values [heads of the unit][rank] back to channels: rows [heads of the unit][head_dim].
 void fused_value_rows(const KvGeometry& geometry, const KindCache& v, int unit, float* sums,

@@ -144,18 +144,10 @@ struct KvCache::Impl {
   void attend_many(Layer& layer, int64_t first, const float* q, int n, float* out);
   void attend_one(Layer& layer, const float* q, float* out);
   void attend_coded_parts(Layer& layer, const QueryParts& cut, int units);
-  /// left_out [2 + 2 jobs]: the totals, then one pair for each job.
-  void clear_left_out(int64_t jobs) {
-    left_out.resize(2 + static_cast<size_t>(2 * jobs));
-    std::fill(left_out.begin() + 2, left_out.end(), 0);
-  }
-  void add_left_out() {
-    for (size_t i = 2; i < left_out.size(); ++i) left_out[i % 2] += left_out[i];
-  }
   void attend_part(const Layer& layer, const QueryParts& parts, int head, int64_t part,
                    const float* q, SoftmaxState* state, float* acc) const;
   void attend_codes(const Layer& layer, int head, int64_t begin, int64_t end, const float* q,
-                    SoftmaxState* state, float* acc, int64_t* left_out) const;
+                    SoftmaxState* state, float* acc, AttendStats* stats) const;
   void rotate_decoded(const KindCache& kind, float* k, int64_t first, int64_t n) const;
 
   KvGeometry geometry;
@@ -176,8 +168,8 @@ struct KvCache::Impl {
   std::vector<SoftmaxState> coded_state;
   std::vector<float> floor;
   float skip_share = 0.0f;
-  std::vector<int64_t> left_out = {0, 0};
-  double single_query_ms = 0.0;
+  std::vector<AttendStats> job_stats;  ///< of the parts at work
+  KvCache::Stats stats;
   BlockEncoder encoder;  // last member: its thread stops before the stores go
 };
 
@@ -272,14 +264,14 @@ void KvCache::Impl::attend_many(Layer& layer, int64_t first, const float* q, int
 /// queries (scaled, after RoPE).
 void KvCache::Impl::attend_codes(const Layer& layer, int head, int64_t begin, int64_t end,
                                  const float* q, SoftmaxState* state, float* acc,
-                                 int64_t* left_out_here) const {
+                                 AttendStats* stats_here) const {
   const int group = geometry.group(), d = geometry.head_dim;
   thread_local AlignedVector<float> scratch;
   const bool both = end <= std::min(layer.k.sealed(), layer.v.sealed());
   if (both && can_attend_pq(layer.k, layer.v))
     return attend_pq_codes(geometry, layer.k, layer.v, {head, query_number, q}, begin, end,
                            {skip_share, floor.data() + static_cast<int64_t>(head) * group}, state,
-                           acc, left_out_here);
+                           acc, stats_here);
   if (both && can_attend_coded(layer.k, layer.v))
     return attend_coded(geometry, layer.k, layer.v, head, begin, end, q, state, acc);
   if (both && can_attend_groups(geometry, layer.k, layer.v))
@@ -325,7 +317,7 @@ void KvCache::Impl::attend_coded_parts(Layer& layer, const QueryParts& cut, int 
   const int width = units > 0 ? fused_rank(layer.v) : d;
   coded_sums.assign(static_cast<size_t>(cut.both) * n_heads * width, 0.0f);
   coded_state.assign(static_cast<size_t>(cut.both) * n_heads, SoftmaxState{});
-  clear_left_out(cut.both * jobs);
+  job_stats.assign(static_cast<size_t>(cut.both) * jobs, {});
   const auto attend = [&](int unit, int64_t part) {
     const int64_t begin = part * cut.coded_size, end = std::min(cut.low, begin + cut.coded_size);
     const int64_t job = part * jobs + unit, at = job * job_heads;
@@ -333,11 +325,11 @@ void KvCache::Impl::attend_coded_parts(Layer& layer, const QueryParts& cut, int 
     if (units > 0)
       attend_fused(geometry, rope, layer.k, layer.v, unit, begin, end, scaled_q.data(),
                    {skip_share, floor.data()}, &coded_state[at], &coded_sums[at * width],
-                   &left_out[2 + 2 * job]);
+                   &job_stats[job]);
     else
       attend_codes(layer, unit, begin, end,
                    scaled_q.data() + static_cast<int64_t>(unit) * job_heads * d, &coded_state[at],
-                   &coded_sums[at * width], &left_out[2 + 2 * job]);
+                   &coded_sums[at * width], &job_stats[job]);
   };
   const int64_t n_jobs = cut.both * jobs;
   if (units > 0)
@@ -346,7 +338,8 @@ void KvCache::Impl::attend_coded_parts(Layer& layer, const QueryParts& cut, int 
     parallel_ranges(n_jobs, 1, [&](int64_t first, int64_t last) {
       for (int64_t i = first; i < last; ++i) attend(static_cast<int>(i / cut.both), i % cut.both);
     });
-  add_left_out();
+  for (const AttendStats& x : job_stats) stats.kernels.add(x);
+  stats.head_queries += n_heads;
   for (int64_t at = n_heads; at < cut.both * n_heads; ++at)
     merge_softmax(coded_state[at % n_heads], &coded_sums[at % n_heads * width], coded_state[at],
                   &coded_sums[at * width], width);
@@ -427,7 +420,11 @@ const KvGeometry& KvCache::geometry() const { return impl_->geometry; }
 int64_t KvCache::n_tokens() const { return impl_->n_tokens; }
 void KvCache::clear() { impl_->reset(); }
 void KvCache::set_skip_share(float share) { impl_->skip_share = share; }
-KvCache::LeftOut KvCache::left_out() const { return {impl_->left_out[0], impl_->left_out[1]}; }
+KvCache::Stats KvCache::stats() const {
+  Stats result = impl_->stats;
+  result.encode_ms = impl_->encoder.run_ms();
+  return result;
+}
 
 void KvCache::attend(int layer_index, const float* q, const float* k, const float* v, int n,
                      float* out) {
@@ -457,11 +454,9 @@ void KvCache::attend(int layer_index, const float* q, const float* k, const floa
   }
   if (layer_index == m.geometry.n_layers - 1) m.n_tokens = n_after;
   if (single)
-    m.single_query_ms +=
+    m.stats.query_ms +=
         std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
 }
-
-double KvCache::single_query_ms() const { return impl_->single_query_ms; }
 
 CacheBytes KvCache::bytes() const {
   CacheBytes sum;

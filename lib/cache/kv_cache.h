@@ -59,15 +59,16 @@ class KvCache {
   void attend(int layer, const float* q, const float* k, const float* v, int n, float* out);
   /// Values of 64 coded tokens of a head are left out of a single query's sum when their share of
   /// its weight is surely below `share`; 0 = only those whose weights are all below 4^-12 of the
-  /// largest. Fused kernels only. See left_out().
+  /// largest. Fused kernels only. See stats().
   void set_skip_share(float share);
-  /// Groups of 64 coded tokens x heads that fused single queries left out so far, and all of them.
-  struct LeftOut {
-    int64_t groups = 0, all = 0;
+  /// What single queries did so far.
+  struct Stats {
+    double query_ms = 0.0;     ///< wall time of their attend(), appending and handing over included
+    double encode_ms = 0.0;    ///< time of encoding, in whatever thread
+    int64_t head_queries = 0;  ///< query heads x layers x queries that met codes in fused kernels
+    AttendStats kernels;       ///< of those kernels, over all threads
   };
-  LeftOut left_out() const;
-  /// Wall time of all single-query attend() calls so far, appending and handing over included.
-  double single_query_ms() const;
+  Stats stats() const;
   CacheBytes bytes() const;
   /// Bits per stored value from allocated bytes; with_shared counts the codebooks too.
   double measured_bits(bool with_shared) const;

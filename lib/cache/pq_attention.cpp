@@ -29,7 +29,7 @@ bool can_attend_pq(const KindCache& k, const KindCache& v) {
 
 void attend_pq_codes(const KvGeometry& g, const KindCache& k, const KindCache& v,
                      const HeadQuery& query, int64_t begin, int64_t end, const SkipRule& skip,
-                     SoftmaxState* state, float* acc, int64_t* left_out) {
+                     SoftmaxState* state, float* acc, AttendStats* stats) {
   thread_local Held held;
   const bool same = held.number == query.number && held.head == query.head;
   PqSide key = k.store().pq_side(query.head, same ? nullptr : &held.k_centroids);
@@ -44,7 +44,7 @@ void attend_pq_codes(const KvGeometry& g, const KindCache& k, const KindCache& v
   args.same_query = same;
   args.skip = skip.share;
   args.floor = skip.floor;
-  args.left_out = left_out;
+  args.stats = stats;
   held.scratch.resize(pq_scratch_floats(args));
   args.scratch = held.scratch.data();
   ops().attend_pq(args);

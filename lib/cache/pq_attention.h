@@ -25,9 +25,9 @@ bool can_attend_pq(const KindCache& k, const KindCache& v);
 
 /// Tokens [begin, end) behind the sinks, coded in both kinds; merged into state [group] and acc
 /// [group][head_dim]. A thread keeps the tables of its last query for the next part of the same
-/// head. left_out: as in PqAttendArgs.
+/// head. `stats` is added to.
 void attend_pq_codes(const KvGeometry& geometry, const KindCache& k, const KindCache& v,
                      const HeadQuery& query, int64_t begin, int64_t end, const SkipRule& skip,
-                     SoftmaxState* state, float* acc, int64_t* left_out);
+                     SoftmaxState* state, float* acc, AttendStats* stats);
 
 }  // namespace million

@@ -129,6 +129,7 @@ Evaluation evaluate(std::shared_ptr<const Model> model, const Method& method,
   options.decode = DecodeCompute::kExact;
   Decoder decoder(model, options);
   KvCache cache(model->config.geometry(), method, plan.protocol);
+  cache.set_skip_share(plan.skip_share);
   Evaluation result;
   for (int w = 0; w < plan.windows.count; ++w) {
     check_interrupted();

@@ -59,7 +59,8 @@ struct Evaluation {
 struct EvaluationPlan {
   Windows windows;
   Protocol protocol = Protocol::kAllDistorted;
-  DecoderOptions decoder;
+  DecoderOptions decoder;   ///< chunk 1 on the decode path: the fused kernels of decoding
+  float skip_share = 0.0f;  ///< KvCache::set_skip_share, which matters with chunk 1 only
 };
 
 /// Scores one method on all windows. With `reference` of the same windows KL and same-top are

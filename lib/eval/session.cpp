@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "lib/eval/session.h"
 
+#include "kernels/ops.h"
+
 #include "lib/core/error.h"
 #include "lib/core/progress.h"
 #include "lib/eval/method_distortion.h"
@@ -136,6 +138,11 @@ RunRecord EvalSession::describe(const MethodSpec& spec) const {
                    {"paper_protocol", plan_.paper_protocol},
                    {"distortion", plan_.distortion},
                    {"limited", plan_.limited}};
+  if (e.protocol == Protocol::kDecodePath && e.decoder.chunk == 1) {  // by the fused kernels
+    record.config["chunk"] = 1;
+    record.config["skip_share"] = e.skip_share;
+    record.config["isa"] = ops().name;
+  }
   record.inputs = {{"model", model_->config.name},
                    {"model_sha256", model_->sha256},
                    {"text", e.windows.text->name},

@@ -30,6 +30,30 @@ int32_t top_token(const AlignedVector<float>& logits) {
   return static_cast<int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());
 }
 
+/// Milliseconds of a tick of the time stamp counter, measured over the life of this object.
+struct TickRate {
+  Clock::time_point start = Clock::now();
+  int64_t ticks = time_stamp();
+  double tick_ms() const {
+    const int64_t passed = time_stamp() - ticks;
+    return passed > 0 ? ms_since(start) / static_cast<double>(passed) : 0.0;
+  }
+};
+
+/// sum += after - before.
+void add_difference(const KvCache::Stats& after, const KvCache::Stats& before,
+                    KvCache::Stats* sum) {
+  sum->query_ms += after.query_ms - before.query_ms;
+  sum->encode_ms += after.encode_ms - before.encode_ms;
+  sum->head_queries += after.head_queries - before.head_queries;
+  AttendStats &to = sum->kernels, minus = before.kernels;
+  to.add(after.kernels);
+  to.groups_left_out -= minus.groups_left_out, to.groups -= minus.groups;
+  to.mass_left_out -= minus.mass_left_out;
+  to.tables -= minus.tables, to.scores -= minus.scores;
+  to.weights -= minus.weights, to.values -= minus.values;
+}
+
 /// One method's sequence while the depths grow.
 struct Lane {
   Lane(const KvGeometry& g, const Method& m, const SpeedPlan& plan)
@@ -74,22 +98,22 @@ class SpeedRun {
 
   /// Decode steps; `result` may be nullptr (warm-up).
   void steps(Lane& lane, DepthSpeed* result) {
-    const auto before = lane.cache->left_out();
+    const KvCache::Stats before = lane.cache->stats();
+    const TickRate rate;
     for (int s = 0; s < plan_.steps; ++s) {
       check_interrupted();
-      const double attention = lane.cache->single_query_ms();
+      const double attention = lane.cache->stats().query_ms;
       const auto start = Clock::now();
       const auto hidden = decoder_.forward({&lane.last_token, 1}, *lane.cache);
       decoder_.logits(hidden.data(), 1, logits_.data());
       lane.last_token = top_token(logits_);
       if (!result) continue;
       result->step_ms.push_back(ms_since(start));
-      result->attention_ms.push_back(lane.cache->single_query_ms() - attention);
+      result->attention_ms.push_back(lane.cache->stats().query_ms - attention);
     }
-    const auto after = lane.cache->left_out();
-    if (result && after.all > before.all)
-      result->left_out = static_cast<double>(after.groups - before.groups) /
-                         static_cast<double>(after.all - before.all);
+    if (!result) return;
+    add_difference(lane.cache->stats(), before, &result->stats);
+    result->tick_ms = rate.tick_ms();
   }
 
  private:
@@ -183,6 +207,31 @@ std::vector<std::vector<DepthSpeed>> measure_speed(std::shared_ptr<const Model> 
   return result;
 }
 
+namespace {
+
+/// What the values left out weigh, and where a step's time goes. Phases of attention are those of
+/// the fused kernels, in milliseconds of all threads together; there are none for fp16, whose
+/// kernel does all at once.
+void add_phases(const DepthSpeed& speed, double tpot_ms, int64_t n, RunRecord* r) {
+  const AttendStats& k = speed.stats.kernels;
+  const double steps = static_cast<double>(n);
+  r->metric("weights_ms", tpot_ms - quantile(speed.attention_ms, 0.5), std::nan(""), n);
+  r->metric("encode_ms", speed.stats.encode_ms / steps, std::nan(""), n);
+  const std::pair<const char*, int64_t> phases[] = {{"tables_ms", k.tables},
+                                                    {"scores_ms", k.scores},
+                                                    {"softmax_ms", k.weights},
+                                                    {"values_ms", k.values}};
+  for (const auto& [name, ticks] : phases)
+    if (ticks > 0)
+      r->metric(name, static_cast<double>(ticks) * speed.tick_ms / steps, std::nan(""), n);
+  if (k.groups == 0) return;
+  r->metric("left_out_share",
+            static_cast<double>(k.groups_left_out) / static_cast<double>(k.groups));
+  r->metric("left_out_mass", k.mass_left_out / static_cast<double>(speed.stats.head_queries));
+}
+
+}  // namespace
+
 RunRecord speed_record(const Model& model, const Method& method, const TokenText& text,
                        const SpeedPlan& plan, const DepthSpeed& speed, double bandwidth_gb_s,
                        const std::string& command) {
@@ -216,7 +265,7 @@ RunRecord speed_record(const Model& model, const Method& method, const TokenText
   r.metric("tok_per_s", 1000.0 / p50, std::nan(""), n);
   r.metric("tpot_max_ms", quantile(speed.step_ms, 1.0), std::nan(""), n);
   r.metric("attention_ms", quantile(speed.attention_ms, 0.5), std::nan(""), n);
-  r.metric("left_out_share", speed.left_out);
+  add_phases(speed, p50, n, &r);
   if (!plan.synthetic) {
     r.metric("ttft_ms", speed.ttft_ms);
     r.metric("prefill_tok_per_s", 1000.0 * speed.prefill_tokens / speed.prefill_ms);
@@ -243,7 +292,14 @@ const std::vector<Column>& speed_columns() {
       {"metrics.tpot_ms", "TPOT p50 ms", 4},
       {"metrics.tpot_p99_ms", "p99 ms", 4},
       {"metrics.attention_ms", "attention ms", 4},
+      {"metrics.weights_ms", "weights ms", 3},
+      {"metrics.tables_ms", "tables", 3},
+      {"metrics.scores_ms", "scores", 3},
+      {"metrics.softmax_ms", "softmax", 3},
+      {"metrics.values_ms", "values", 3},
+      {"metrics.encode_ms", "encode", 3},
       {"metrics.left_out_share", "values left out", 3},
+      {"metrics.left_out_mass", "their weight", 3},
       {"metrics.tok_per_s", "tokens/s", 4},
       {"metrics.ttft_ms", "TTFT ms", 4},
       {"metrics.prefill_tok_per_s", "prefill tokens/s", 4},

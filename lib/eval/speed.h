@@ -23,7 +23,8 @@ struct DepthSpeed {
   double ttft_ms = 0.0;         ///< prefill from an empty cache up to here, first logits included
   std::vector<double> step_ms;  ///< decode steps, one token each, in order
   std::vector<double> attention_ms;  ///< of each step: all layers' KvCache::attend
-  double left_out = 0.0;             ///< share of 64-token groups whose values the steps left out
+  KvCache::Stats stats;              ///< of the steps
+  double tick_ms = 0.0;              ///< of the kernels' time stamp counter
   CacheBytes bytes;
   double bits_cache = 0.0, bits_total = 0.0;
   uint64_t peak_rss_bytes = 0;  ///< of the process so far, all methods of the run together
