@@ -73,6 +73,7 @@ struct PqAttendArgs {
                             ///< scratch, whose contents are still there: its tables may be used
   float skip = 0.0f;        ///< as in CodedAttendArgs, with 8-bit tables
   const float* floor = nullptr;
+  const uint8_t* next_k = nullptr;  ///< block of keys of the call after this, to fetch
   AttendStats* stats = nullptr;
 };
 /// Floats of scratch that attend_pq needs; of args only the shape is read.
@@ -108,6 +109,7 @@ struct CodedAttendArgs {
   SoftmaxState* state;  ///< [n_heads], merged into
   float* acc;           ///< [n_heads][rank] sums of weight * y, merged into
   AttendStats* stats;   ///< added to; may be nullptr
+  const uint8_t* next_k = nullptr;  ///< block of keys of the call after this, to fetch
 };
 /// Frames that a run touches.
 inline int coded_frames(const CodedAttendArgs& a) {

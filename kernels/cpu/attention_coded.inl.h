@@ -272,7 +272,7 @@ void key_block(const CodedAttendArgs& a, const CodedScratch& s,
   const int n = a.n_tokens - begin < kPqBlock ? a.n_tokens - begin : kPqBlock;
   const int n_groups = (n + kByteLanes - 1) / kByteLanes, n_quads = a.rank / 4;
   const bool last = begin + kPqBlock >= a.n_tokens;
-  PrefetchAhead<> next(last ? nullptr : a.k.blocks[begin / kPqBlock + 1],
+  PrefetchAhead<> next(last ? a.next_k : a.k.blocks[begin / kPqBlock + 1],
                        pq_block_bytes(a.k.M, a.k.nbits), n_quads);
   for (int quad = 0; quad < n_quads; ++quad) {
     next.step();

@@ -345,7 +345,7 @@ void attend_pq_bytes(const PqAttendArgs& args) {
     const int n = args.n_tokens - t < kPqBlock ? args.n_tokens - t : kPqBlock;
     const bool last = t + kPqBlock >= args.n_tokens;
     // The value pass follows at once: a part's values fit into L2.
-    PrefetchBoth next{{last ? nullptr : args.k.blocks[t / kPqBlock + 1],
+    PrefetchBoth next{{last ? args.next_k : args.k.blocks[t / kPqBlock + 1],
                        pq_block_bytes(args.k.M, args.k.nbits), n_passes},
                       {v_bytes ? args.v.blocks[t / kPqBlock] : nullptr,
                        pq_block_bytes(args.v.M, args.v.nbits), n_passes}};

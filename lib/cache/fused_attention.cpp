@@ -77,6 +77,7 @@ void attend_fused(const KvGeometry& g, const RopeTable& rope, const KindCache& k
   scratch.resize(coded_scratch_floats(args));
   args.q = turned.data();
   args.scratch = scratch.data();
+  args.next_k = end < k.sealed() ? args.k.blocks[end / kPqBlock] : nullptr;
   args.k.blocks += begin / kPqBlock;
   args.v.blocks += begin / kPqBlock;
   args.skip = skip.share;

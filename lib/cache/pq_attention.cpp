@@ -34,6 +34,7 @@ void attend_pq_codes(const KvGeometry& g, const KindCache& k, const KindCache& v
   const bool same = held.number == query.number && held.head == query.head;
   PqSide key = k.store().pq_side(query.head, same ? nullptr : &held.k_centroids);
   PqSide value = v.store().pq_side(query.head, same ? nullptr : &held.v_centroids);
+  const uint8_t* next_k = end < k.sealed() ? key.blocks[end / kPqBlock] : nullptr;
   key.blocks += begin / kPqBlock;
   value.blocks += begin / kPqBlock;
   key.centroids = held.k_centroids.data();
@@ -42,6 +43,7 @@ void attend_pq_codes(const KvGeometry& g, const KindCache& k, const KindCache& v
                     query.q,   key,        value,
                     nullptr,   state,      acc};
   args.same_query = same;
+  args.next_k = next_k;
   args.skip = skip.share;
   args.floor = skip.floor;
   args.stats = stats;
