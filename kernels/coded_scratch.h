@@ -67,13 +67,15 @@ struct CodedScratch {
   }
 };
 
-/// Shape of the value pass over a PQ-coded run, for its scratch; blocks and tables are left out.
+/// Shape of the value pass over a PQ-coded run, for its scratch: few heads take it block by block.
+/// Blocks and tables are left out.
 inline CodedAttendArgs pq_value_run(const PqAttendArgs& args) {
   CodedAttendArgs run{};
   run.n_heads = args.n_group;
   run.span = 1;
   run.head_dim = run.rank = args.head_dim;
-  run.n_tokens = args.n_tokens;
+  const bool by_block = args.n_group <= CodedScratch::kFewHeads && args.n_tokens > kPqBlock;
+  run.n_tokens = by_block ? kPqBlock : args.n_tokens;
   run.frame = 1 << 30;
   run.v.M = args.v.M;
   run.v.nbits = args.v.nbits;

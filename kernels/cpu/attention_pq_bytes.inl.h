@@ -309,9 +309,10 @@ inline void build_byte_tables(const PqAttendArgs& args, const PqScratch& scratch
   held.whole = true;
 }
 
-/// The value pass over scores [n_group][stride] of the run.
-inline void run_values(const PqAttendArgs& args, const ByteScratch& bytes, CodedAttendArgs run,
-                       const CodedScratch& s) {
+/// The value pass of args; few heads: over one block, to shape its scratch.
+inline CodedAttendArgs value_run(const PqAttendArgs& args, const ByteScratch& bytes) {
+  CodedAttendArgs run = pq_value_run(args);
+  run.scratch = bytes.run;
   run.v.blocks = args.v.blocks;
   run.v.tables = reinterpret_cast<const int8_t*>(bytes.value_tables);
   run.v.scale = bytes.step;
@@ -320,7 +321,74 @@ inline void run_values(const PqAttendArgs& args, const ByteScratch& bytes, Coded
   run.stats = args.stats;
   run.state = args.state;
   run.acc = args.acc;
-  any_value_pass(run, s, bytes.middle);
+  return run;
+}
+
+/// Scores [n_group][stride] of the block at token t, by bytes or (wide codes) f32 tables.
+inline void scores_at(const PqAttendArgs& args, const PqScratch& scratch, const ByteScratch& bytes,
+                      bool k_bytes, int t, float* scores, std::size_t stride,
+                      PrefetchBoth next) {
+  const int n = args.n_tokens - t < kPqBlock ? args.n_tokens - t : kPqBlock;
+  const uint8_t* block = args.k.blocks[t / kPqBlock];
+  if (k_bytes)
+    return score_block(args, block, n, scratch, bytes.passes, bytes.held->plans, scores, stride,
+                       next);
+  table_scores(args, block, n, scratch.tables, scratch.codes, scratch.scores);
+  for (int g = 0; g < args.n_group; ++g)
+    __builtin_memcpy(scores + static_cast<std::size_t>(g) * stride, scratch.scores + g * kPqBlock,
+                     static_cast<std::size_t>(n) * 4);
+}
+
+/// The key block behind token t's, and `values`, in the steps of one block.
+inline PrefetchBoth fetch_behind(const PqAttendArgs& args, const ByteScratch& bytes, int t,
+                                 const uint8_t* values) {
+  const bool last = t + kPqBlock >= args.n_tokens;
+  const int steps = bytes.held->n_passes;
+  return {{last ? args.next_k : args.k.blocks[t / kPqBlock + 1],
+           pq_block_bytes(args.k.M, args.k.nbits), steps},
+          {values, pq_block_bytes(args.v.M, args.v.nbits), steps}};
+}
+
+/// Few heads: scores, weights and values block by block.
+void attend_blocks(const PqAttendArgs& args, const PqScratch& scratch, const ByteScratch& bytes,
+                   bool k_bytes, PhaseClock& clock) {
+  CodedAttendArgs run = value_run(args, bytes);
+  const CodedScratch s(run);
+  run.n_tokens = args.n_tokens;
+  FewHead heads[CodedScratch::kFewHeads];
+  few_begin(run, s);
+  for (int t = 0; t < args.n_tokens; t += kPqBlock) {
+    const int n = args.n_tokens - t < kPqBlock ? args.n_tokens - t : kPqBlock;
+    scores_at(args, scratch, bytes, k_bytes, t, s.scores, s.stride,
+              fetch_behind(args, bytes, t, t == 0 ? args.v.blocks[0] : nullptr));
+    clock.end(&AttendStats::scores);
+    few_block_any(run, s, t / kPqBlock, n, heads, clock);
+  }
+  few_end(run, s, heads, bytes.middle);
+}
+
+/// Many heads: scores of the whole run, then the value pass, which decodes once for all of them.
+void attend_run(const PqAttendArgs& args, const PqScratch& scratch, const ByteScratch& bytes,
+                bool k_bytes, PhaseClock& clock) {
+  const CodedAttendArgs run = value_run(args, bytes);
+  const CodedScratch s(run);
+  for (int t = 0; t < args.n_tokens; t += kPqBlock)
+    scores_at(args, scratch, bytes, k_bytes, t, s.scores + t, s.stride,
+              fetch_behind(args, bytes, t, args.v.blocks[t / kPqBlock]));
+  clock.end(&AttendStats::scores);
+  value_pass(run, s, bytes.middle);
+}
+
+/// Byte tables of the keys, f32 values.
+void attend_wide_values(const PqAttendArgs& args, const PqScratch& scratch,
+                        const ByteScratch& bytes) {
+  for (int t = 0; t < args.n_tokens; t += kPqBlock) {
+    const int n = args.n_tokens - t < kPqBlock ? args.n_tokens - t : kPqBlock;
+    scores_at(args, scratch, bytes, true, t, scratch.scores, kPqBlock,
+              fetch_behind(args, bytes, t, nullptr));
+    block_weights(args, n, scratch.scores);
+    table_values(args, args.v.blocks[t / kPqBlock], n, scratch.scores, scratch.codes);
+  }
 }
 
 void attend_pq_bytes(const PqAttendArgs& args) {
@@ -332,42 +400,16 @@ void attend_pq_bytes(const PqAttendArgs& args) {
     bytes.held->whole = false;
     return attend_pq_tables(args);
   }
-  CodedAttendArgs run = pq_value_run(args);
-  run.scratch = bytes.run;
-  const CodedScratch run_scratch(run);
   PhaseClock clock(args.stats);
   if (!args.same_query || !bytes.held->whole)
     build_byte_tables(args, scratch, bytes, k_bytes, v_bytes);
   clock.end(&AttendStats::tables);
-  const HeadPlan* plans = bytes.held->plans;
-  const int n_passes = bytes.held->n_passes;
-  for (int t = 0; t < args.n_tokens; t += kPqBlock) {
-    const int n = args.n_tokens - t < kPqBlock ? args.n_tokens - t : kPqBlock;
-    const bool last = t + kPqBlock >= args.n_tokens;
-    // The value pass follows at once: a part's values fit into L2.
-    PrefetchBoth next{{last ? args.next_k : args.k.blocks[t / kPqBlock + 1],
-                       pq_block_bytes(args.k.M, args.k.nbits), n_passes},
-                      {v_bytes ? args.v.blocks[t / kPqBlock] : nullptr,
-                       pq_block_bytes(args.v.M, args.v.nbits), n_passes}};
-    const uint8_t* block = args.k.blocks[t / kPqBlock];
-    if (k_bytes) {
-      score_block(args, block, n, scratch, bytes.passes, plans,
-                  v_bytes ? run_scratch.scores + t : scratch.scores,
-                  v_bytes ? run_scratch.stride : kPqBlock, next);
-    } else {
-      table_scores(args, block, n, scratch.tables, scratch.codes, scratch.scores);
-    }
-    if (v_bytes && !k_bytes) {
-      for (int g = 0; g < args.n_group; ++g)
-        __builtin_memcpy(run_scratch.scores + static_cast<std::size_t>(g) * run_scratch.stride + t,
-                         scratch.scores + g * kPqBlock, static_cast<std::size_t>(n) * 4);
-    } else if (!v_bytes) {
-      block_weights(args, n, scratch.scores);
-      table_values(args, args.v.blocks[t / kPqBlock], n, scratch.scores, scratch.codes);
-    }
-  }
-  clock.end(&AttendStats::scores);
-  if (v_bytes) run_values(args, bytes, run, run_scratch);
+  if (!v_bytes)
+    attend_wide_values(args, scratch, bytes);
+  else if (args.n_group <= CodedScratch::kFewHeads)
+    attend_blocks(args, scratch, bytes, k_bytes, clock);
+  else
+    attend_run(args, scratch, bytes, k_bytes, clock);
 }
 
 }  // namespace

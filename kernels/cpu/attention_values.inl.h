@@ -18,6 +18,7 @@ constexpr int kBlockGroups = kPqBlock / kByteLanes;
 /// own largest weight. They are dithered: most weights of a block may be below half a unit.
 constexpr int kWeightClasses = 12;
 constexpr float kLogFour = 1.38629436f;
+constexpr float kLeastWeight = 5.96046448e-8f;  ///< 4^-12
 constexpr float kClassUnit[kWeightClasses] = {
     1 / 255.0f,         1 / 255.0f / 4,      1 / 255.0f / 16,      1 / 255.0f / 64,
     1 / 255.0f / 256,   1 / 255.0f / 1024,   1 / 255.0f / 4096,    1 / 255.0f / 16384,

@@ -217,6 +217,7 @@ inline Bytes pack_s8(__m512i a, __m512i b, __m512i c, __m512i d) {
   return _mm512_permutexvar_epi32(order, _mm512_packs_epi16(words, more));
 }
 inline float reduce_min(F x) { return _mm512_reduce_min_ps(x); }
+inline float first_lane(F x) { return _mm512_cvtss_f32(x); }
 inline __m512i to_ints(F x) { return _mm512_cvtps_epi32(x); }
 /// 2^x to 4e-5, for weights that become bytes: 0 from -126 down, NaN kept.
 inline F vexp2_rough(F x) {

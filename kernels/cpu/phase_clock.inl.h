@@ -1,0 +1,31 @@
+// SPDX-License-Identifier: Apache-2.0
+// Times the phases of a fused kernel call for AttendStats: a few reads of the time stamp counter.
+#pragma once
+
+#include "kernels/ops.h"
+
+namespace million::MILLION_ISA {
+namespace {
+
+struct PhaseClock {
+  AttendStats* stats;
+  int64_t last;
+  explicit PhaseClock(AttendStats* of) : stats(of), last(of ? now() : 0) {}
+  static int64_t now() {
+#if defined(__x86_64__)
+    return static_cast<int64_t>(__builtin_ia32_rdtsc());
+#else
+    return 0;
+#endif
+  }
+  /// What passed since the last call was `phase`.
+  void end(int64_t AttendStats::*phase) {
+    if (!stats) return;
+    const int64_t at = now();
+    stats->*phase += at - last;
+    last = at;
+  }
+};
+
+}  // namespace
+}  // namespace million::MILLION_ISA
