@@ -182,6 +182,11 @@ TEST_CASE("parallel loops visit everything once, pass errors on, and nest as ser
     };
     CHECK_THROWS_WITH(parallel_for(50, breaks), Catch::Contains("body 7 broke"));
     parallel_for(0, [](int64_t) { FAIL("no body for an empty loop"); });
+    for (auto& s : seen) s = 0;
+    parallel_runs(1000, [&](int64_t i) { ++seen[i]; });
+    CHECK(std::all_of(seen.begin(), seen.end(), [](const auto& s) { return s == 1; }));
+    parallel_runs(0, [](int64_t) { FAIL("no body for an empty loop"); });
+    CHECK_THROWS_WITH(parallel_runs(50, breaks), Catch::Contains("body 7 broke"));
     parallel_ranges(0, 8, [](int64_t, int64_t) { FAIL("no body for an empty range"); });
   }
   set_threads(before);

@@ -331,11 +331,9 @@ void KvCache::Impl::attend_coded_parts(Layer& layer, const QueryParts& cut, int 
                    scaled_q.data() + static_cast<int64_t>(unit) * job_heads * d, &coded_state[at],
                    &coded_sums[at * width], &job_stats[job]);
   };
-  // A thread takes parts of one head after the other: it keeps the head's tables and fetches the
-  // next part's codes.
-  parallel_ranges(cut.both * jobs, 1, [&](int64_t first, int64_t last) {
-    for (int64_t i = first; i < last; ++i) attend(static_cast<int>(i / cut.both), i % cut.both);
-  });
+  // A thread keeps its last head's tables and fetches the next part's codes.
+  parallel_runs(cut.both * jobs,
+                [&](int64_t i) { attend(static_cast<int>(i / cut.both), i % cut.both); });
   for (const AttendStats& x : job_stats) stats.kernels.add(x);
   stats.head_queries += n_heads;
   for (int64_t at = n_heads; at < cut.both * n_heads; ++at)

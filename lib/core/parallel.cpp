@@ -86,6 +86,32 @@ void parallel_for(int64_t n, const std::function<void(int64_t)>& body) {
   first.rethrow();
 }
 
+void parallel_runs(int64_t n, const std::function<void(int64_t)>& body) {
+  if (n <= 1 || in_team() || threads() == 1) {
+    for (int64_t i = 0; i < n; ++i) body(i);
+    return;
+  }
+  struct alignas(64) Share {  // own cache lines
+    std::atomic<int64_t> next;
+    int64_t end;
+  };
+  const int parts = threads();
+  std::vector<Share> shares(static_cast<size_t>(parts));
+  for (int p = 0; p < parts; ++p) {
+    shares[static_cast<size_t>(p)].next = n * p / parts;
+    shares[static_cast<size_t>(p)].end = n * (p + 1) / parts;
+  }
+  FirstError first;
+  run_team(parts, [&](int own) {
+    for (int p = 0; p < parts; ++p) {
+      Share& share = shares[static_cast<size_t>((own + p) % parts)];
+      for (int64_t i; (i = share.next.fetch_add(1, std::memory_order_relaxed)) < share.end;)
+        first.run([&] { body(i); });
+    }
+  });
+  first.rethrow();
+}
+
 void parallel_ranges(int64_t n, int64_t grain, const std::function<void(int64_t, int64_t)>& body) {
   const int64_t parts = in_team() ? 1 : threads();
   const int64_t units = (n + grain - 1) / grain;
