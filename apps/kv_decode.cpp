@@ -10,6 +10,8 @@
 
 #include <spdlog/spdlog.h>
 
+#include <algorithm>
+#include <cmath>
 #include <iostream>
 
 namespace million {
@@ -70,6 +72,13 @@ int chat(const DecodeFlags& flags, const AppContext& context) {
   return 0;
 }
 
+/// Index of fp16 among the methods, their number when it is not there.
+size_t find_exact(const std::vector<Method>& methods) {
+  const auto is_exact = [](const Method& m) { return m.spec.to_string() == "fp16"; };
+  return static_cast<size_t>(std::find_if(methods.begin(), methods.end(), is_exact) -
+                             methods.begin());
+}
+
 int bench(const DecodeFlags& flags, const AppContext& context) {
   const auto in = load_decode_inputs(flags, context);
   const bool synthetic = flags.fill == "synthetic";
@@ -83,11 +92,17 @@ int bench(const DecodeFlags& flags, const AppContext& context) {
   const bool to_file = !context.json.empty() && context.json != "-";
   RecordFile file(to_file ? context.json : std::string());
   std::vector<Json> rows;
+  const size_t exact = find_exact(in->methods);
   for (size_t m = 0; m < lanes.size(); ++m)
-    for (const DepthSpeed& d : lanes[m])
-      rows.push_back(
-          speed_record(*in->model, in->methods[m], text, plan, d, bandwidth, context.command)
-              .to_json());
+    for (const DepthSpeed& d : lanes[m]) {
+      RunRecord record =
+          speed_record(*in->model, in->methods[m], text, plan, d, bandwidth, context.command);
+      if (m != exact && exact < lanes.size()) {
+        const double depth = crossover_depth(lanes[exact], lanes[m]);
+        if (std::isfinite(depth)) record.metric("crossover_depth", depth);
+      }
+      rows.push_back(record.to_json());
+    }
   for (const Json& row : rows) {
     if (to_file) file.append(row);
     if (context.json == "-") print_out(row.dump() + "\n");

@@ -72,7 +72,8 @@ for ((round = 1; round <= ROUNDS; ++round)); do
   echo "round $round of $ROUNDS" >&2
   # llama.cpp multiplies weights with activations of 8 bits, so ours do here, too.
   run kv-decode bench "$MODEL" "${calibration[@]}" --fill synthetic --depths "$depths" \
-    --steps "$steps" --reps 1 --threads "$THREADS" --decode-compute int8 "${codecs[@]}" \
+    --steps "$steps" --reps 1 --threads "$THREADS" --decode-compute int8 --skip-mass 0 \
+    "${codecs[@]}" \
     --json "$OUT/ours-$round.jsonl" >/dev/null
   for depth in ${depths//,/ }; do
     for type in "${types[@]}"; do
@@ -91,4 +92,19 @@ for ((round = 1; round <= $(pick 1 3); ++round)); do
     llama $type 8192 0 512
   done
 done
+# Ours alone: where codes begin to pay, deep contexts, spikes while blocks are encoded, and values
+# left out on real text.
+readonly four=(--codec fp16 --codec "${methods[1]}" --codec "${methods[2]}" --codec "${methods[3]}")
+bench() {
+  local name=$1
+  shift
+  run kv-decode bench "$MODEL" "${calibration[@]}" --threads "$THREADS" --decode-compute int8 \
+    "${four[@]}" "$@" --json "$OUT/$name.jsonl" >/dev/null
+}
+bench crossover --fill synthetic --depths 256,512,1024,2048,4096 --steps 8 --reps "$ROUNDS"
+bench spikes --fill synthetic --depths 8192 --steps 256 --reps 1
+bench skipped --text "$EVAL_TEXT" --depths "$(pick 8192 8192,32768)" --steps 8 --reps "$ROUNDS"
+if [ "$PROFILE" = full ]; then
+  bench deep --fill synthetic --depths 131072 --steps 8 --reps "$ROUNDS"
+fi
 /usr/bin/python3 "$here/table.py" "$OUT" | tee "$OUT/table.md"

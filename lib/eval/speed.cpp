@@ -16,6 +16,7 @@
 #include <atomic>
 #include <chrono>
 #include <cmath>
+#include <limits>
 
 namespace million {
 namespace {
@@ -232,6 +233,23 @@ void add_phases(const DepthSpeed& speed, double tpot_ms, int64_t n, RunRecord* r
 
 }  // namespace
 
+double crossover_depth(const std::vector<DepthSpeed>& exact,
+                       const std::vector<DepthSpeed>& method) {
+  MILLION_ASSERT(exact.size() == method.size() && !exact.empty());
+  double depth = std::numeric_limits<double>::infinity(), gain_behind = 0.0;
+  for (size_t i = exact.size(); i-- > 0;) {
+    const double gain = quantile(exact[i].step_ms, 0.5) / quantile(method[i].step_ms, 0.5);
+    if (gain < 1.0) {
+      if (i + 1 == exact.size()) return depth;
+      const double share = (1.0 - gain) / (gain_behind - gain);
+      return exact[i].depth + share * (exact[i + 1].depth - exact[i].depth);
+    }
+    depth = exact[i].depth;
+    gain_behind = gain;
+  }
+  return depth;
+}
+
 RunRecord speed_record(const Model& model, const Method& method, const TokenText& text,
                        const SpeedPlan& plan, const DepthSpeed& speed, double bandwidth_gb_s,
                        const std::string& command) {
@@ -300,6 +318,7 @@ const std::vector<Column>& speed_columns() {
       {"metrics.encode_ms", "encode", 3},
       {"metrics.left_out_share", "values left out", 3},
       {"metrics.left_out_mass", "their weight", 3},
+      {"metrics.crossover_depth", "pays from depth", 5},
       {"metrics.tok_per_s", "tokens/s", 4},
       {"metrics.ttft_ms", "TTFT ms", 4},
       {"metrics.prefill_tok_per_s", "prefill tokens/s", 4},

@@ -48,6 +48,11 @@ std::vector<std::vector<DepthSpeed>> measure_speed(std::shared_ptr<const Model> 
                                                    const std::vector<Method>& methods,
                                                    const TokenText& text, const SpeedPlan& plan);
 
+/// Depth from which `method` decodes no slower than `exact` at all measured depths beyond, linear
+/// between depths; the first depth when it never was slower, infinity when it is at the last.
+/// Both are measured at the same depths.
+double crossover_depth(const std::vector<DepthSpeed>& exact, const std::vector<DepthSpeed>& method);
+
 /// One row of `kv-decode bench`. share_of_bandwidth = bytes that a step must read (weights once,
 /// the cache once) / median step time / measured read bandwidth.
 RunRecord speed_record(const Model& model, const Method& method, const TokenText& text,
