@@ -19,9 +19,9 @@ struct DecodeFlags {
   std::string compute = "f32", decode_compute = "int8x2", fill = "text";
   std::vector<std::string> codecs;
   std::string codec_k, codec_v;
-  int n_predict = 128, top_k = 0, chunk = 512, calib_tokens = 10240, calib_context = 2048;
+  int n_predict = 128, top_k = 0, chunk = 1024, calib_tokens = 10240, calib_context = 2048;
   int steps = 16, repeats = 3;
-  float temperature = 0.0f, top_p = 1.0f, skip_mass = 0.0f;
+  float temperature = 0.0f, top_p = 1.0f, skip_mass = 3e-4f;
   std::vector<int> depths = {128, 1024, 4096};
   bool as_chat = false, no_chat_template = false, no_default_system = false, ignore_end = false;
   bool print_ids = false, sync_encode = false;
