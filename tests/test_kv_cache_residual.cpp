@@ -30,7 +30,7 @@ Seen slide(int r) {
 }
 /// The cache's own rule without a window (lib/cache/README.md).
 Seen sealed(int block) {
-  return [block](int i) { return std::max(0, i + 1 - 8) / block * block; };
+  return [block](int i) { return std::max(0, i + 1 - 16) / block * block; };
 }
 Seen everything() {
   return [](int i) { return i + 1; };

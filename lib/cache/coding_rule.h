@@ -15,7 +15,7 @@ enum class Protocol { kDecodePath, kAllDistorted };
 
 /// Steps between the moment a block has left the window and the moment queries see its codes. The
 /// worker encodes in that time; synchronous encoding waits equally long, so both give one result.
-inline constexpr int64_t kVisibleLag = 8;
+inline constexpr int64_t kVisibleLag = 16;
 /// Smallest run that is sealed at once; blocks of codecs that work row by row are made this long.
 inline constexpr int kSealTokens = 64;
 

@@ -113,13 +113,13 @@ struct KvCache::Impl {
     n_tokens = 0;
   }
 
-  /// Single tokens: a job at every third call, so that a block of keys and values of all layers is
-  /// encoded within six of the eight steps until its codes are seen. Chunks: all at once.
+  /// Single tokens: a job at every seventh call, so that a block of keys and values of all layers
+  /// is encoded within 14 of the 16 steps until its codes are seen. Chunks: all at once.
   void pace_encoder(bool single) {
-    static_assert(kVisibleLag >= 8);
+    static_assert(kVisibleLag >= 16);
     if (!single)
       encoder.allow(std::numeric_limits<int32_t>::max());
-    else if (++n_single_calls % 3 == 0)
+    else if (++n_single_calls % 7 == 0)
       encoder.allow(1);
   }
 
