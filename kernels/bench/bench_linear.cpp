@@ -89,6 +89,19 @@ void softmax_tile(benchmark::State& state, const Ops* op) {
   state.SetItemsProcessed(int64_t{rows} * cols * state.iterations());
 }
 
+/// The product that turns rows of 192 channels into a basis, 64 rows at a time.
+void multiply_rows(benchmark::State& state, const Ops* op) {
+  const int n = 64, w = 192;
+  const auto x = bench::normal(static_cast<std::size_t>(n * w));
+  const auto m = bench::normal(static_cast<std::size_t>(w * w));
+  std::vector<float> y(static_cast<std::size_t>(n * w));
+  for (auto _ : state) {
+    op->multiply_rows(x.data(), n, w, w, m.data(), y.data());
+    benchmark::DoNotOptimize(y.data());
+  }
+  state.SetItemsProcessed(int64_t{n} * w * w * state.iterations());
+}
+
 void dequantize(benchmark::State& state, const Ops* op, BlockType type) {
   bench::RandomBytes row(48 * block_shape(type).bytes + 8);
   std::vector<float> y(1536);
@@ -122,6 +135,7 @@ void register_all() {
     benchmark::RegisterBenchmark(("rope_adjacent" + level).c_str(), rope, op, true);
     benchmark::RegisterBenchmark(("rope_halves" + level).c_str(), rope, op, false);
     benchmark::RegisterBenchmark(("softmax_tile" + level).c_str(), softmax_tile, op);
+    benchmark::RegisterBenchmark(("multiply_rows" + level).c_str(), multiply_rows, op);
   }
 }
 

@@ -416,6 +416,16 @@ const KvGeometry& KvCache::geometry() const { return impl_->geometry; }
 int64_t KvCache::n_tokens() const { return impl_->n_tokens; }
 void KvCache::clear() { impl_->reset(); }
 void KvCache::set_skip_share(float share) { impl_->skip_share = share; }
+const char* KvCache::attention_name() const {
+  const Impl::Layer& layer = impl_->layers[0];
+  if (std::min(layer.k.sealed(), layer.v.sealed()) == 0) return "exact";
+  if (fused_units(impl_->geometry, layer.k, layer.v) > 0) return "fused";
+  std::shared_lock key_lock(layer.k.mutex()), value_lock(layer.v.mutex());
+  const bool fused =
+      can_attend_pq(layer.k, layer.v) || can_attend_groups(impl_->geometry, layer.k, layer.v);
+  return fused ? "fused" : "decoded";
+}
+
 KvCache::Stats KvCache::stats() const {
   Stats result = impl_->stats;
   result.encode_ms = impl_->encoder.run_ms();

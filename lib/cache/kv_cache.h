@@ -61,6 +61,9 @@ class KvCache {
   /// its weight is surely below `share`; 0 = only those whose weights are all below 4^-12 of the
   /// largest. Fused kernels only. See stats().
   void set_skip_share(float share);
+  /// How single queries attend to what is coded now: "exact" (nothing is), "fused", or "decoded":
+  /// no kernel reads these codes, rows are decoded first.
+  const char* attention_name() const;
   /// What single queries did so far.
   struct Stats {
     double query_ms = 0.0;     ///< wall time of their attend(), appending and handing over included

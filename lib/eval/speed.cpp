@@ -10,6 +10,7 @@
 #include "lib/eval/session.h"
 #include "lib/results/provenance.h"
 
+#include <spdlog/spdlog.h>
 #include <sys/mman.h>
 
 #include <algorithm>
@@ -187,6 +188,7 @@ std::vector<std::vector<DepthSpeed>> measure_speed(std::shared_ptr<const Model> 
                   "text {} has {} tokens, depth {} needs more; use a longer "
                   "text or --fill synthetic",
                   text.name, text.tokens.size(), plan.depths.back());
+  if (!plan.synthetic) warn_beyond_training(model->config, plan.depths.back());
   SpeedRun run(model, text, plan);
   std::vector<Lane> lanes;
   for (const Method& m : methods) lanes.emplace_back(model->config.geometry(), m, plan);
@@ -195,6 +197,7 @@ std::vector<std::vector<DepthSpeed>> measure_speed(std::shared_ptr<const Model> 
   for (int depth : plan.depths) {
     for (size_t i = 0; i < lanes.size(); ++i) {
       result[i].push_back(run.fill(lanes[i], depth));
+      result[i].back().attention = lanes[i].cache->attention_name();
       result[i].back().bytes = lanes[i].cache->bytes();
       result[i].back().bits_cache = lanes[i].cache->measured_bits(false);
       result[i].back().bits_total = lanes[i].cache->measured_bits(true);
@@ -205,6 +208,10 @@ std::vector<std::vector<DepthSpeed>> measure_speed(std::shared_ptr<const Model> 
       for (size_t i = 0; i < lanes.size(); ++i)
         run.steps(lanes[i], round == 0 ? nullptr : &result[i].back());
   }
+  for (size_t i = 0; i < lanes.size(); ++i)
+    if (result[i].back().attention == "decoded")
+      spdlog::info("{}: no fused kernel reads these codes; they are decoded, then attended to",
+                   methods[i].spec.to_string());
   return result;
 }
 
@@ -268,7 +275,8 @@ RunRecord speed_record(const Model& model, const Method& method, const TokenText
               {"async_encode", plan.async_encode},
               {"isa", ops().name},
               {"fill", plan.synthetic ? "synthetic" : "text"},
-              {"skip_share", plan.skip_share}};
+              {"skip_share", plan.skip_share},
+              {"attention", speed.attention}};
   r.inputs = {{"model", model.config.name},
               {"model_sha256", model.sha256},
               {"text", plan.synthetic ? "" : text.name},
@@ -307,6 +315,7 @@ const std::vector<Column>& speed_columns() {
   static const std::vector<Column> columns = {
       {"method", "method"},
       {"config.depth", "depth"},
+      {"config.attention", "attention"},
       {"metrics.tpot_ms", "TPOT p50 ms", 4},
       {"metrics.tpot_p99_ms", "p99 ms", 4},
       {"metrics.attention_ms", "attention ms", 4},

@@ -25,6 +25,7 @@ struct DepthSpeed {
   std::vector<double> attention_ms;  ///< of each step: all layers' KvCache::attend
   KvCache::Stats stats;              ///< of the steps
   double tick_ms = 0.0;              ///< of the kernels' time stamp counter
+  std::string attention;             ///< KvCache::attention_name()
   CacheBytes bytes;
   double bits_cache = 0.0, bits_total = 0.0;
   uint64_t peak_rss_bytes = 0;  ///< of the process so far, all methods of the run together

@@ -50,11 +50,7 @@ Generation Generator::run(std::span<const int32_t> prompt, int n_predict, bool i
     shared = 0;
   }
   const auto total = static_cast<int64_t>(prompt.size()) + n_predict;
-  if (total > model_->config.n_context)
-    spdlog::warn(
-        "prompt and answer may take {} tokens, the model was trained for {}; plain "
-        "positions lose quality beyond",
-        total, model_->config.n_context);
+  warn_beyond_training(model_->config, total);
   Generation result;
   result.prompt_tokens = static_cast<int>(prompt.size() - shared);
   auto start = Clock::now();

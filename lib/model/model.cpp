@@ -6,6 +6,8 @@
 #include "lib/model/arch_registry.h"
 #include "lib/model/gguf.h"
 
+#include <spdlog/spdlog.h>
+
 #include <limits>
 
 namespace million {
@@ -85,6 +87,14 @@ std::shared_ptr<const Model> Model::from_gguf(std::shared_ptr<const GgufFile> fi
 
 std::shared_ptr<const Model> Model::load(const std::filesystem::path& path) {
   return from_gguf(GgufFile::open(path));
+}
+
+void warn_beyond_training(const ModelConfig& config, int64_t n_tokens) {
+  if (n_tokens > config.n_context)
+    spdlog::warn(
+        "{} tokens, the model was trained for {}: plain positions lose quality beyond; speed and "
+        "memory are not concerned (use fewer tokens, or a file whose RoPE scaling reaches there)",
+        n_tokens, config.n_context);
 }
 
 }  // namespace million

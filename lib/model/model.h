@@ -70,4 +70,7 @@ class Model {
   std::shared_ptr<const void> mapping;  ///< keeps the file mapped
 };
 
+/// Warns when a run takes more tokens than the model was trained for, and names the ways out.
+void warn_beyond_training(const ModelConfig& config, int64_t n_tokens);
+
 }  // namespace million
