@@ -167,11 +167,12 @@ void require_memory(const KvGeometry& g, const std::vector<Method>& methods, int
   const double values = 2.0 * depth * g.n_layers * g.row();
   double bits = 0.0;
   for (const Method& m : methods) bits += m.nominal_bits();
-  const double needed = values * bits / 8.0;
+  constexpr double kBeside = 1.5 * (1 << 30);  // weights, scratch, the buffer of the bandwidth test
+  const double needed = values * bits / 8.0 + kBeside;
   MILLION_REQUIRE(
       available == 0 || needed < static_cast<double>(available), ErrorCode::kNoResources,
-      "depth {}: {} values of {:.4g} bits (all methods together) need {:.1f} GiB, {:.1f} "
-      "GiB are available; use smaller --depths or fewer methods at a time",
+      "depth {}: {} values of {:.4g} bits (all methods together) and 1.5 GiB beside them need "
+      "{:.1f} GiB, {:.1f} GiB are available; use smaller --depths or fewer methods at a time",
       depth, values, bits, needed / (1 << 30), static_cast<double>(available) / (1 << 30));
 }
 
