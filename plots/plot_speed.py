@@ -3,8 +3,7 @@
 """Time per output token and cache memory against context depth, from `kv-decode bench`.
 
 Usage: plot_speed.py RECORDS.jsonl... --out OUT
-The depth from which a method is faster than fp16 is marked (the crossover), interpolated between
-the two measured depths around it.
+The depth from which a method is no slower than fp16 is marked (the bench's crossover_depth).
 """
 
 import argparse
@@ -27,17 +26,19 @@ def series(records):
     return {method: sorted(points) for method, points in out.items()}
 
 
-def crossover(method, reference):
-    """Depth where the method's line goes below fp16's and stays below, or None."""
-    times = {p[0]: p[1] for p in reference}
-    both = [(p[0], p[1] - times[p[0]]) for p in method if p[0] in times]
-    found = None
-    for (x0, d0), (x1, d1) in zip(both, both[1:]):
-        if d0 > 0 >= d1:
-            found = x0 + (x1 - x0) * d0 / (d0 - d1)
-        elif d1 > 0:
-            found = None
-    return found
+def crossovers(records):
+    """{method: depth from which it is no slower than fp16}, as the bench found it, where there is
+    one behind the first depth."""
+    out, first = {}, {}
+    for record in records:
+        method, depth = record["method"], record.get("config", {}).get("depth")
+        if depth is None:
+            continue
+        first[method] = min(depth, first.get(method, depth))
+        found = record.get("metrics", {}).get("crossover_depth")
+        if found:
+            out[method] = found["value"]
+    return {method: at for method, at in out.items() if at > first[method]}
 
 
 def main():
@@ -45,7 +46,8 @@ def main():
     parser.add_argument("records", nargs="+")
     parser.add_argument("--out", required=True)
     args = parser.parse_args()
-    lines = series(common.read_records(args.records))
+    records = common.read_records(args.records)
+    lines, faster = series(records), crossovers(records)
     if not lines:
         common.fail(f"no finished bench row in {' '.join(args.records)}")
     looks = methods.styles(methods.family(method) for method in lines)
@@ -61,8 +63,8 @@ def main():
                       marker=marker, linestyle=stroke, capsize=2, markersize=5, label=label)
         right.plot(depths, [p[3] for p in points], color=colour, marker=marker, linestyle=stroke,
                    markersize=5, label=label)
-        at = crossover(points, lines.get("fp16", []))
-        if at is not None and method != "fp16":
+        at = faster.get(method)
+        if at is not None:
             left.axvline(at, color=colour, linewidth=0.8, linestyle=stroke)
             left.annotate(f"{label}: faster from {at:.0f}", (at, 0.02), fontsize=6, rotation=90,
                           xycoords=("data", "axes fraction"), ha="right", va="bottom")
