@@ -14,16 +14,10 @@ namespace {
 
 constexpr int kBlockGroups = kPqBlock / kByteLanes;
 
-/// Weights are bytes in units of 4^-c / 255 of the run's largest; a block has the class c of its
-/// own largest weight. They are dithered: most weights of a block may be below half a unit.
-constexpr int kWeightClasses = 12;
-constexpr float kLogFour = 1.38629436f;
+/// Weights are bytes in units of 1/255 of the largest in their block. They are dithered: most
+/// weights of a block may be below half a unit. A block whose weights are all below kLeastWeight of
+/// the largest of all is left out.
 constexpr float kLeastWeight = 5.96046448e-8f;  ///< 4^-12
-constexpr float kClassUnit[kWeightClasses] = {
-    1 / 255.0f,         1 / 255.0f / 4,      1 / 255.0f / 16,      1 / 255.0f / 64,
-    1 / 255.0f / 256,   1 / 255.0f / 1024,   1 / 255.0f / 4096,    1 / 255.0f / 16384,
-    1 / 255.0f / 65536, 1 / 255.0f / 262144, 1 / 255.0f / 1048576, 1 / 255.0f / 4194304,
-};
 
 /// Four axes of a side for some 64-token groups; `take` gets the four registers of each.
 template <int kRegs, bool kUnsigned, class GroupAt, class Take>
@@ -63,11 +57,8 @@ struct HeadWeights {
   float mass = 0.0f;    ///< what the kept groups added to the state's sum
 };
 
-/// Class of a group whose largest score is `below` under the largest of all.
-inline int weight_class(float below) {
-  const float c = below * (1.0f / kLogFour);
-  return c < static_cast<float>(kWeightClasses) ? static_cast<int>(c) : kWeightClasses;
-}
+/// exp(x) of one number.
+inline float exp_of(float x) { return first_lane(vexp(set1(x))); }
 
 /// What is added to the weights of a group before they are rounded, so that small ones are right on
 /// average and not lost: (j + 1/2) / 64 - 1/2 with j the bits of the token's place in reverse.
@@ -83,11 +74,10 @@ struct WeightDither {
 };
 constexpr WeightDither kDither;
 
-/// Weights of one group's 64 scores as bytes in units of 4^-c / 255 of the run's maximum; returns
-/// their sum.
-inline float group_weights(const float* score, float max, int c, uint8_t* bytes) {
+/// Weights of one group's 64 scores as bytes in units of exp(top) / 255; returns their sum.
+inline float group_weights(const float* score, float top, uint8_t* bytes) {
   constexpr float kLog2Of255 = 7.99435344f, kLog2OfE = 1.44269504f;
-  const F shift = set1(2.0f * static_cast<float>(c) + kLog2Of255 - max * kLog2OfE);
+  const F shift = set1(kLog2Of255 - top * kLog2OfE);
   const F log2_of_e = set1(kLog2OfE);
   const auto weight = [&](int t) {
     return to_ints(vexp2_rough(vfma(load(score + t), log2_of_e, shift)) + load(kDither.at + t));
@@ -121,15 +111,16 @@ HeadWeights weigh_run(const CodedAttendArgs& a, const CodedScratch& s, int h, ui
     s.block_max[g / kBlockGroups] = top;
     if (top > max) max = top;
   }
-  for (int g = 0; g < n_groups; ++g) {
-    const int c = weight_class(max - s.block_max[g / kBlockGroups]);
-    const bool counts = c < kWeightClasses;  // else below 4^-12 of the maximum
-    const float unit = counts ? kClassUnit[c] : 0.0f;
-    units[g / kBlockGroups] = unit;
-    s.group_sums[g] =
-        counts ? unit * group_weights(score + g * kByteLanes, max, c, weights + g * kByteLanes)
-               : 0.0f;
-    total += s.group_sums[g];
+  for (int b = 0; b * kBlockGroups < n_groups; ++b) {
+    const float top = s.block_max[b], relative = exp_of(top - max);
+    units[b] = relative > kLeastWeight ? relative / 255.0f : 0.0f;
+    for (int g = b * kBlockGroups; g < (b + 1) * kBlockGroups && g < n_groups; ++g) {
+      s.group_sums[g] = 0.0f;
+      if (units[b] > 0.0f)
+        s.group_sums[g] =
+            units[b] * group_weights(score + g * kByteLanes, top, weights + g * kByteLanes);
+      total += s.group_sums[g];
+    }
   }
   const float own = max + std::log(total);
   const float bound = a.floor && a.floor[h] > own ? a.floor[h] : own;

@@ -32,7 +32,7 @@ struct FewHead {
 /// A new maximum: what was summed so far shrinks.
 inline void raise_max(const CodedAttendArgs& a, const CodedScratch& s, int h, float top,
                       FewHead* head) {
-  const float factor = first_lane(vexp(set1(head->max - top)));
+  const float factor = exp_of(head->max - top);
   head->max = top;
   if (head->sum == 0.0f) return;
   head->sum *= factor, head->lost *= factor;
@@ -54,15 +54,15 @@ float weigh_block(const CodedAttendArgs& a, const CodedScratch& s, int h, int n,
     if (x > top) top = x;
   }
   if (top > head->max) raise_max(a, s, h, top, head);
-  const float relative = first_lane(vexp(set1(top - head->max)));
+  const float relative = exp_of(top - head->max);
   const float unit = relative / 255.0f;
   for (int g = 0; g < n_groups && relative > kLeastWeight; ++g) {
-    sums[g] = unit * group_weights(score + g * kByteLanes, top, 0, weights + g * kByteLanes);
+    sums[g] = unit * group_weights(score + g * kByteLanes, top, weights + g * kByteLanes);
     total += sums[g];
   }
   float least = 0.0f;
   if (a.skip > 0.0f) {  // against the most that is known of all weights
-    const float elsewhere = a.floor ? first_lane(vexp(set1(a.floor[h] - head->max))) : 0.0f;
+    const float elsewhere = a.floor ? exp_of(a.floor[h] - head->max) : 0.0f;
     least = a.skip * (head->sum + total > elsewhere ? head->sum + total : elsewhere);
   }
   int kept = 0;
@@ -99,8 +99,8 @@ MILLION_INLINE void few_quad(const CodedAttendArgs& a, const CodedScratch& s, co
     Bytes axis[4];
     decode_axes<kRegs, kCodes>(t, runs, groups.at[i], reader, axis);
     for (int h = 0; h < kHeads; ++h) {
-      const Bytes weight =
-          load_bytes(s.weights + static_cast<std::size_t>(h) * s.stride + kByteLanes * groups.at[i]);
+      const Bytes weight = load_bytes(s.weights + static_cast<std::size_t>(h) * s.stride +
+                                      kByteLanes * groups.at[i]);
       for (int j = 0; j < 4; ++j) sum[h][j] = dot_bytes(sum[h][j], weight, axis[j]);
     }
   }
@@ -182,7 +182,7 @@ inline void few_end(const CodedAttendArgs& a, const CodedScratch& s, const FewHe
   for (int h = 0; h < a.n_heads; ++h) {
     const FewHead& head = heads[h];
     if (a.stats && head.lost > 0.0f) {
-      const float elsewhere = a.floor ? first_lane(vexp(set1(a.floor[h] - head.max))) : 0.0f;
+      const float elsewhere = a.floor ? exp_of(a.floor[h] - head.max) : 0.0f;
       const float all = head.sum + head.lost;
       a.stats->mass_left_out += head.lost / (all > elsewhere ? all : elsewhere);
     }
