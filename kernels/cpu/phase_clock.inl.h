@@ -10,18 +10,11 @@ namespace {
 struct PhaseClock {
   AttendStats* stats;
   int64_t last;
-  explicit PhaseClock(AttendStats* of) : stats(of), last(of ? now() : 0) {}
-  static int64_t now() {
-#if defined(__x86_64__)
-    return static_cast<int64_t>(__builtin_ia32_rdtsc());
-#else
-    return 0;
-#endif
-  }
+  explicit PhaseClock(AttendStats* of) : stats(of), last(of ? time_stamp() : 0) {}
   /// What passed since the last call was `phase`.
   void end(int64_t AttendStats::*phase) {
     if (!stats) return;
-    const int64_t at = now();
+    const int64_t at = time_stamp();
     stats->*phase += at - last;
     last = at;
   }
