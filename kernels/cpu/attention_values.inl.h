@@ -165,6 +165,12 @@ struct BlockGroups {
 /// Heads whose values are summed together: a load of the values serves three.
 constexpr int kSumHeads = 3;
 
+/// to [4][16 lanes] += unit * integer sums of four axes.
+MILLION_INLINE void add_lanes(const Ints* sum, float unit, float* to) {
+  for (int j = 0; j < 4; ++j)
+    store(to + j * kLanes, vfma(to_floats(sum[j]), set1(unit), load(to + j * kLanes)));
+}
+
 /// sums [kHeads][4][16 lanes] += unit * weighted values [groups of the block][4][64] of four axes.
 template <int kHeads>
 MILLION_INLINE void sum_block(const CodedScratch& s, int head, int block, const uint8_t* values,
@@ -184,12 +190,9 @@ MILLION_INLINE void sum_block(const CodedScratch& s, int head, int block, const 
   }
   const float* units = s.block_units + static_cast<std::size_t>(head) * (s.stride / kPqBlock) +
                        static_cast<std::size_t>(block);
-  for (int h = 0; h < kHeads; ++h) {
-    const F unit = set1(units[static_cast<std::size_t>(h) * (s.stride / kPqBlock)]);
-    float* to = sums + 4 * kLanes * h;
-    for (int j = 0; j < 4; ++j)
-      store(to + j * kLanes, vfma(to_floats(sum[h][j]), unit, load(to + j * kLanes)));
-  }
+  for (int h = 0; h < kHeads; ++h)
+    add_lanes(sum[h], units[static_cast<std::size_t>(h) * (s.stride / kPqBlock)],
+              sums + 4 * kLanes * h);
 }
 
 /// acc of one head, axes [at, at + 4) += factor * scale * lane sums [4][16], and the middle's part.

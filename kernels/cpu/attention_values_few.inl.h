@@ -104,12 +104,9 @@ MILLION_INLINE void few_quad(const CodedAttendArgs& a, const CodedScratch& s, co
       for (int j = 0; j < 4; ++j) sum[h][j] = dot_bytes(sum[h][j], weight, axis[j]);
     }
   }
-  for (int h = 0; h < kHeads; ++h) {
-    const F unit = set1(units[h]);
-    float* to = s.lane_sums + static_cast<std::ptrdiff_t>(h * a.rank + 4 * quad) * kLanes;
-    for (int j = 0; j < 4; ++j)
-      store(to + j * kLanes, vfma(to_floats(sum[h][j]), unit, load(to + j * kLanes)));
-  }
+  for (int h = 0; h < kHeads; ++h)
+    add_lanes(sum[h], units[h],
+              s.lane_sums + static_cast<std::ptrdiff_t>(h * a.rank + 4 * quad) * kLanes);
 }
 
 /// All axes of a block; meanwhile the block that follows is fetched.
