@@ -10,6 +10,9 @@
 namespace million {
 namespace {
 
+/// Share of a head's weight below which the CPU leaves values out: no loss that could be measured.
+constexpr float kDefaultSkip = 3e-4f;
+
 void add_common(CLI::App& app, DecodeFlags& f) {
   app.add_option("model", f.model, "GGUF file")->required();
   const char* method = "Method";
@@ -36,14 +39,21 @@ void add_common(CLI::App& app, DecodeFlags& f) {
                  "single tokens: int8x2 (activations in two int8 terms) | int8 | exact")
       ->capture_default_str()
       ->group(run);
+  app.add_option("--backend", f.backend,
+                 "cpu | cuda | cuda-emulated (the device's kernels, run on the host: for checks)")
+      ->capture_default_str()
+      ->group(run);
+  app.add_option("--ctx", f.ctx,
+                 "tokens that a device's cache is made for; 0 = the model's training length")
+      ->group(run);
   app.add_option("--chunk", f.chunk, "prompt tokens processed at once")
       ->capture_default_str()
       ->group(run);
   app.add_flag("--sync-encode", f.sync_encode, "encode in the decoding thread")->group(run);
-  app.add_option("--skip-mass", f.skip_mass,
-                 "leave out the values of 64 coded tokens of a head with surely less than this "
-                 "share of its weight (fused kernels); 0 = exact")
-      ->capture_default_str()
+  app.add_option(
+         "--skip-mass", f.skip_mass,
+         "leave out the values of 64 coded tokens of a head with surely less than this "
+         "share of its weight (fused kernels); 0 = exact; default 3e-4 on the CPU, 0 elsewhere")
       ->check(CLI::Range(0.0f, 0.1f))
       ->group(run);
 }
@@ -107,8 +117,7 @@ void DecodeFlags::add_to(CLI::App& app) {
 Generator DecodeInputs::generator(const DecodeFlags& flags) const {
   MILLION_REQUIRE(methods.size() == 1, ErrorCode::kUsage, "--codec: got {} methods, {} takes one",
                   methods.size(), flags.command);
-  return Generator(model, options, methods[0], {flags.temperature, flags.top_k, flags.top_p, seed},
-                   !flags.sync_encode, flags.skip_mass);
+  return Generator(model, options, methods[0], {flags.temperature, flags.top_k, flags.top_p, seed});
 }
 
 std::unique_ptr<DecodeInputs> load_decode_inputs(const DecodeFlags& f, const AppContext& context) {
@@ -119,9 +128,17 @@ std::unique_ptr<DecodeInputs> load_decode_inputs(const DecodeFlags& f, const App
   auto inputs = std::make_unique<DecodeInputs>();
   inputs->seed = context.seed;
   const bool exact = f.compute == "exact";
-  inputs->options = {exact ? PrefillCompute::kF32 : parse_compute(f.compute),
-                     parse_decode_compute(exact ? "exact" : f.decode_compute), f.chunk};
+  const Backend backend = parse_backend(f.backend);
+  if (backend != Backend::kCpu) shared_device(backend);  // a missing device shows before the load
+  const float default_skip = backend == Backend::kCpu ? kDefaultSkip : 0.0f;
   inputs->model = Model::load(f.model);
+  inputs->options = {{exact ? PrefillCompute::kF32 : parse_compute(f.compute),
+                      parse_decode_compute(exact ? "exact" : f.decode_compute), f.chunk},
+                     backend,
+                     Protocol::kDecodePath,
+                     !f.sync_encode,
+                     f.ctx > 0 ? f.ctx : inputs->model->config.n_context,
+                     f.skip_mass >= 0.0f ? f.skip_mass : default_skip};
   CalibrationPlan plan{nullptr, f.calib_context, f.calib_tokens};
   if (!f.calib_text.empty()) {
     inputs->calib_text = load_text(inputs->model->tokenizer, f.calib_text);

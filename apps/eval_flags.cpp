@@ -48,6 +48,10 @@ void EvalFlags::add_to(CLI::App& app) {
   app.add_option("--compute", compute, "dense layers: f32 | bf16x3 | bf16")
       ->capture_default_str()
       ->group(run);
+  app.add_option("--backend", backend,
+                 "cpu | cuda | cuda-emulated (the device's kernels, run on the host: for checks)")
+      ->capture_default_str()
+      ->group(run);
   app.add_option("--chunk", chunk, "tokens processed at once on the decode path")
       ->capture_default_str()
       ->group(run);
@@ -71,6 +75,8 @@ std::unique_ptr<EvalInputs> load_inputs(const EvalFlags& f, const AppContext& co
   plan.evaluation.protocol = parse_protocol(f.protocol);
   plan.evaluation.decoder = {parse_compute(f.compute), DecodeCompute::kExact, f.chunk};
   plan.evaluation.skip_share = f.skip_mass;
+  plan.evaluation.backend = parse_backend(f.backend);
+  if (plan.evaluation.backend != Backend::kCpu) shared_device(plan.evaluation.backend);
   MILLION_REQUIRE(f.skip_mass == 0.0f || (f.chunk == 1 && f.protocol == "decode-path"),
                   ErrorCode::kUsage,
                   "--skip-mass: got {} with --protocol {} --chunk {}, it concerns single tokens; "

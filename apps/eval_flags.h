@@ -17,7 +17,7 @@ struct EvalFlags {
   float skip_mass = 0.0f;
   int calib_grad_windows = 2;
   int64_t calib_positions = 0;
-  std::string protocol = "all-distorted", compute = "f32", codebooks, reference;
+  std::string protocol = "all-distorted", compute = "f32", backend = "cpu", codebooks, reference;
   bool paper_protocol = false, no_distortion = false;
 
   void add_to(CLI::App& app);

@@ -22,13 +22,13 @@ bool print_piece(std::string_view piece) {
   return !interrupted();
 }
 
-void report(const Generation& g, const KvCache& cache) {
+void report(const Generation& g, const Engine& engine) {
   const double step = g.step_ms.empty() ? 0.0 : quantile(g.step_ms, 0.5);
   spdlog::info(
       "prompt {} tokens, first token after {:.0f} ms; {} tokens, median {:.2f} ms each; "
       "cache {:.2f} MiB, {:.3f} bits a value (fp16: 16)",
       g.prompt_tokens, g.ttft_ms, g.ids.size(), step,
-      static_cast<double>(cache.bytes().cache()) / 1048576.0, cache.measured_bits(false));
+      static_cast<double>(engine.bytes().cache()) / 1048576.0, engine.measured_bits(false));
 }
 
 std::vector<int32_t> encode_turns(const DecodeFlags& flags, const Model& model,
@@ -48,7 +48,7 @@ int generate(const DecodeFlags& flags, const AppContext& context) {
   Generator generator = in->generator(flags);
   const Generation g = generator.run(ids, flags.n_predict, flags.ignore_end, print_piece);
   print_out(flags.print_ids ? fmt::format("\n{}\n", fmt::join(g.ids, " ")) : "\n");
-  report(g, generator.cache());
+  report(g, generator.engine());
   check_interrupted();
   return 0;
 }
@@ -65,7 +65,7 @@ int chat(const DecodeFlags& flags, const AppContext& context) {
     const Generation g = generator.run(encode_turns(flags, *in->model, turns), flags.n_predict,
                                        flags.ignore_end, print_piece);
     print_out("\n");
-    report(g, generator.cache());
+    report(g, generator.engine());
     check_interrupted();
     turns.push_back({"assistant", in->model->tokenizer.decode(g.ids)});
   }
@@ -85,8 +85,9 @@ int bench(const DecodeFlags& flags, const AppContext& context) {
   MILLION_REQUIRE(synthetic || !flags.text.empty(), ErrorCode::kUsage,
                   "bench needs --text FILE to prefill with, or --fill synthetic");
   const TokenText text = synthetic ? TokenText{} : load_text(in->model->tokenizer, flags.text);
-  const SpeedPlan plan{flags.depths,       flags.steps, flags.repeats,  in->options,
-                       !flags.sync_encode, synthetic,   flags.skip_mass};
+  const EngineOptions& o = in->options;
+  const SpeedPlan plan{flags.depths, flags.steps,    flags.repeats, o.decoder,
+                       o.backend,    o.async_encode, synthetic,     o.skip_share};
   const auto lanes = measure_speed(in->model, in->methods, text, plan);
   const double bandwidth = measure_read_bandwidth();  // last: its buffer counts in the peak memory
   const bool to_file = !context.json.empty() && context.json != "-";

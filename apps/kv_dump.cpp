@@ -6,7 +6,7 @@
 #include "lib/eval/method_factory.h"
 #include "lib/eval/session.h"
 #include "lib/eval/text.h"
-#include "lib/model/decoder.h"
+#include "lib/model/engine.h"
 #include "lib/model/gemm.h"
 #include "lib/results/dump_file.h"
 #include "lib/results/provenance.h"
@@ -23,7 +23,7 @@ namespace million {
 namespace {
 
 struct Flags {
-  std::string model, text, out, layers = "all", kv_heads = "all", compute = "f32";
+  std::string model, text, out, layers = "all", kv_heads = "all", compute = "f32", backend = "cpu";
   std::string tensors = "k_pre,k,v,q,attn_out";
   int64_t tokens = 2048;
   int context = 2048, chunk = 512;
@@ -65,7 +65,7 @@ DumpMeta plan_dump(const Flags& f, const Model& model, const AppContext& context
   meta.model = model.config.name;
   meta.model_sha256 = model.sha256;
   meta.tokenizer = fmt::format("{} tokens of the model file", model.tokenizer.n_vocab());
-  meta.compute = f.compute;
+  meta.compute = arithmetic_name({parse_compute(f.compute)}, parse_backend(f.backend));
   meta.text_name = text.name;
   meta.context = static_cast<int>(std::min<int64_t>(f.context, f.tokens));
   meta.seed = context.seed;
@@ -115,18 +115,23 @@ void write_dump(const Flags& f, const std::shared_ptr<const Model>& model, const
   DumpMeta stored = meta;
   if (f.skip_tokens) stored.tokens.clear();
   DumpWriter writer(f.out, std::move(stored));
-  Decoder decoder(model, {parse_compute(f.compute), DecodeCompute::kExact, f.chunk});
+  const auto engine = make_engine(model, exact_method(meta.geometry),
+                                  {{parse_compute(f.compute), DecodeCompute::kExact, f.chunk},
+                                   parse_backend(f.backend),
+                                   Protocol::kDecodePath,
+                                   false,
+                                   meta.context});
   DumpProbe probe(writer);
   Progress progress("dump, tokens", meta.n_tokens);
   for (int64_t start = 0; start < meta.n_tokens; start += meta.context) {
     const int64_t end = std::min<int64_t>(start + meta.context, meta.n_tokens);
-    KvCache cache(meta.geometry, exact_method(meta.geometry), Protocol::kDecodePath);
+    engine->clear();
     probe.set_start(start);
     for (int64_t at = start; at < end; at += f.chunk) {
       const auto n = std::min<int64_t>(f.chunk, end - at);
-      decoder.forward(
+      engine->forward(
           std::span(tokens).subspan(static_cast<std::size_t>(at), static_cast<std::size_t>(n)),
-          cache, &probe);
+          &probe);
       progress.step("", n);
     }
   }
@@ -154,6 +159,8 @@ RunRecord make_record(const Flags& f, const DumpMeta& meta, const AppContext& co
 
 int run(const Flags& f, const AppContext& context) {
   limit_onednn_isa();
+  if (const Backend backend = parse_backend(f.backend); backend != Backend::kCpu)
+    shared_device(backend);  // a missing device shows before the model is loaded
   const auto model = Model::load(f.model);
   const DumpMeta meta = plan_dump(f, *model, context);
   const double mib = static_cast<double>(meta.payload_bytes()) / (1 << 20);
@@ -211,6 +218,7 @@ int main(int argc, char** argv) {
     app.add_flag("--skip-tokens", f->skip_tokens, "Leave out the token ids")->group("Selection");
     app.add_option("--compute", f->compute, "Dense layers: f32, bf16x3 or bf16")->group("Run");
     app.add_option("--chunk", f->chunk, "Tokens processed at once")->group("Run");
+    app.add_option("--backend", f->backend, "cpu, cuda or cuda-emulated")->group("Run");
     app.add_option("--out", f->out, "HDF5 file; kept when it is this dump already")
         ->required()
         ->group("Output");

@@ -18,7 +18,6 @@
 #include <chrono>
 #include <cmath>
 #include <limits>
-#include <numeric>
 #include <shared_mutex>
 #include <tuple>
 
@@ -32,58 +31,6 @@ constexpr int kTileTokens = 1024;
 
 }  // namespace
 
-const char* protocol_name(Protocol p) {
-  return p == Protocol::kDecodePath ? "decode-path" : "all-distorted";
-}
-
-Protocol parse_protocol(std::string_view text) {
-  if (text == "decode-path") return Protocol::kDecodePath;
-  if (text == "all-distorted") return Protocol::kAllDistorted;
-  fail(ErrorCode::kUsage, "--protocol: got '{}', expected decode-path or all-distorted", text);
-}
-
-double Method::nominal_bits() const {
-  return 0.5 * (key_codec->nominal_bits() + value_codec->nominal_bits());
-}
-
-void require_compatible(const MethodSpec& spec, const Codec& key_codec, const Codec& value_codec) {
-  for (const Codec* codec : {&key_codec, &value_codec})
-    MILLION_REQUIRE(spec.window == 0 || codec->residual().type == ResidualRule::Type::kNone,
-                    ErrorCode::kUsage,
-                    "method {}: window={} beside {}, which keeps its last tokens by a rule of its "
-                    "own; leave window out or set residual=0",
-                    spec.to_string(), spec.window, codec->spec());
-}
-
-namespace {
-
-/// Rules of keys and values. Without rules of their own both are sealed in common blocks, so that
-/// a fused kernel finds both sides coded.
-std::pair<CodingRule, CodingRule> coding_rules(const Method& method, Protocol protocol) {
-  const Codec &k = *method.key_codec, &v = *method.value_codec;
-  require_compatible(method.spec, k, v);
-  CodingRule key, value;
-  for (auto [rule, codec] : {std::pair(&key, &k), std::pair(&value, &v)}) {
-    rule->protocol = protocol;
-    rule->exact = method.spec.key_codec == "fp16" && method.spec.value_codec == "fp16";
-    rule->sinks = rule->exact ? 0 : method.spec.sinks;
-    rule->window = method.spec.window;
-    rule->residual = codec->residual();
-    rule->seal_tokens = std::lcm(codec->block_tokens(), kSealTokens);
-    // A run that a rule hands over must be whole groups.
-    MILLION_ASSERT(!rule->ruled() || rule->residual.length > 0);
-    if (rule->residual.type == ResidualRule::Type::kFlush)
-      MILLION_ASSERT(rule->residual.length % codec->block_tokens() == 0);
-    if (rule->residual.type == ResidualRule::Type::kSlide)
-      MILLION_ASSERT(codec->block_tokens() == 1);
-  }
-  if (!key.ruled() && !value.ruled())
-    key.seal_tokens = value.seal_tokens = std::lcm(key.seal_tokens, value.seal_tokens);
-  return {key, value};
-}
-
-}  // namespace
-
 struct KvCache::Impl {
   struct Layer {
     KindCache k, v;
@@ -92,10 +39,7 @@ struct KvCache::Impl {
   Impl(const KvGeometry& g, Method m, Protocol p, bool async)
       : geometry(g), method(std::move(m)), protocol(p), rope(g.rope), encoder(async) {
     std::tie(key_rule, value_rule) = coding_rules(method, protocol);
-    const auto free = [&](const CodingRule& rule, const Codec& codec) {
-      return !rule.all_at_once() || (codec.block_tokens() == 1 && rule.window == 0);
-    };
-    any_call = free(key_rule, *method.key_codec) && free(value_rule, *method.value_codec);
+    any_call = takes_any_call(method, key_rule, value_rule);
     reset();
   }
 
@@ -480,12 +424,15 @@ CacheBytes KvCache::bytes() const {
   return sum;
 }
 
+double bits_per_value(const CacheBytes& bytes, const KvGeometry& geometry, int64_t n_tokens,
+                      bool with_shared) {
+  const double values = 2.0 * static_cast<double>(n_tokens) * geometry.n_layers * geometry.row();
+  const auto total = static_cast<double>(with_shared ? bytes.total() : bytes.cache());
+  return values == 0.0 ? 0.0 : 8.0 * total / values;
+}
+
 double KvCache::measured_bits(bool with_shared) const {
-  const KvGeometry& g = impl_->geometry;
-  const double values = 2.0 * static_cast<double>(impl_->n_tokens) * g.n_layers * g.row();
-  const CacheBytes b = bytes();
-  return values == 0.0 ? 0.0
-                       : 8.0 * static_cast<double>(with_shared ? b.total() : b.cache()) / values;
+  return bits_per_value(bytes(), impl_->geometry, impl_->n_tokens, with_shared);
 }
 
 }  // namespace million

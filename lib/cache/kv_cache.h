@@ -11,17 +11,13 @@
 //   keys and values may then end their codes at different tokens
 #pragma once
 
-#include "lib/cache/coding_rule.h"
-#include "lib/quant/codec.h"
+#include "lib/cache/method.h"
 
 #include <cstdint>
 #include <memory>
 #include <string>
 
 namespace million {
-
-const char* protocol_name(Protocol p);
-Protocol parse_protocol(std::string_view text);
 
 /// Allocated bytes of one sequence's cache; `shared` are the codebooks, counted once.
 struct CacheBytes {
@@ -30,16 +26,9 @@ struct CacheBytes {
   uint64_t total() const { return cache() + shared; }
 };
 
-/// A method ready to run: parsed spec and trained codecs of a model. Shared by many caches.
-struct Method {
-  MethodSpec spec;
-  std::shared_ptr<const Codec> key_codec, value_codec;  ///< both trained
-  CalibrationInfo calibration;                          ///< empty when nothing was trained
-  double nominal_bits() const;
-};
-
-/// Error(kUsage) when `window` is asked of a codec that keeps recent tokens by a rule of its own.
-void require_compatible(const MethodSpec& spec, const Codec& key_codec, const Codec& value_codec);
+/// Bits per stored value of a sequence of n_tokens; with_shared counts the codebooks too.
+double bits_per_value(const CacheBytes& bytes, const KvGeometry& geometry, int64_t n_tokens,
+                      bool with_shared);
 
 class KvCache {
  public:

@@ -1,5 +1,6 @@
 # The packages of the libraries; read by this build and by the installed package file alike.
 enable_language(C)             # FindHDF5 tries the C compiler
+find_package(Threads REQUIRED)
 find_package(OpenMP REQUIRED)  # before faiss: its config names OpenMP targets without finding them
 find_package(faiss REQUIRED)
 find_package(Eigen3 REQUIRED)

@@ -3,7 +3,7 @@
 include(CMakePackageConfigHelpers)
 set(package_dir ${CMAKE_INSTALL_LIBDIR}/cmake/million)
 set(targets million_options)
-foreach(layer kernels core quant results cache analysis model eval)
+foreach(layer kernels simt cuda_emulated device core quant results cache analysis model eval)
   list(APPEND targets million_${layer})
   set_target_properties(million_${layer} PROPERTIES EXPORT_NAME ${layer})
 endforeach()
@@ -14,7 +14,7 @@ install(EXPORT million-targets NAMESPACE million:: DESTINATION ${package_dir})
 install(DIRECTORY ${PROJECT_SOURCE_DIR}/kernels ${PROJECT_SOURCE_DIR}/lib
   DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/million
   FILES_MATCHING PATTERN "*.h"
-  PATTERN cpu EXCLUDE PATTERN cuda EXCLUDE PATTERN bench EXCLUDE PATTERN ref EXCLUDE
+  PATTERN cpu EXCLUDE PATTERN bench EXCLUDE PATTERN ref EXCLUDE
   PATTERN cmake EXCLUDE PATTERN build EXCLUDE)
 
 configure_package_config_file(${CMAKE_CURRENT_LIST_DIR}/million-config.cmake.in

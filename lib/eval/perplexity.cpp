@@ -90,16 +90,15 @@ MeanError block_mean(const std::vector<double>& values, int block) {
   return result;
 }
 
-TokenScores score_hidden(Decoder& decoder, const float* hidden, const float* reference, int n,
-                         const int32_t* next) {
-  const WeightView& head = decoder.model().output;
+TokenScores score_hidden(int n_vocab, const LogitsBlock& logits_block, const float* hidden,
+                         const float* reference, int n, const int32_t* next) {
   std::vector<RowState> rows(n);
   AlignedVector<float> logits(static_cast<size_t>(n) * kVocabBlock);
   AlignedVector<float> reference_logits(reference ? logits.size() : 0);
-  for (int first = 0; first < head.rows; first += kVocabBlock) {
-    const int block = std::min(kVocabBlock, head.rows - first);
-    decoder.logits_block(hidden, n, first, block, logits.data());
-    if (reference) decoder.logits_block(reference, n, first, block, reference_logits.data());
+  for (int first = 0; first < n_vocab; first += kVocabBlock) {
+    const int block = std::min(kVocabBlock, n_vocab - first);
+    logits_block(hidden, n, first, block, logits.data());
+    if (reference) logits_block(reference, n, first, block, reference_logits.data());
     parallel_for(n, [&](int64_t i) {
       update_row(rows[i], logits.data() + i * block,
                  reference ? reference_logits.data() + i * block : nullptr, block, first, next[i]);
@@ -123,29 +122,27 @@ Evaluation evaluate(std::shared_ptr<const Model> model, const Method& method,
                     const std::function<void(int)>& on_window) {
   const auto start = std::chrono::steady_clock::now();
   const int context = plan.windows.context;
-  DecoderOptions options = plan.decoder;
+  EngineOptions options{plan.decoder, plan.backend, plan.protocol, false, context, plan.skip_share};
   // Codes of a whole window are made in one call: groups of tokens must not straddle chunks.
-  if (plan.protocol == Protocol::kAllDistorted) options.chunk = context;
-  options.decode = DecodeCompute::kExact;
-  Decoder decoder(model, options);
-  KvCache cache(model->config.geometry(), method, plan.protocol);
-  cache.set_skip_share(plan.skip_share);
+  if (plan.protocol == Protocol::kAllDistorted) options.decoder.chunk = context;
+  options.decoder.decode = DecodeCompute::kExact;
+  const std::unique_ptr<Engine> engine = make_engine(model, method, options);
   Evaluation result;
   for (int w = 0; w < plan.windows.count; ++w) {
     check_interrupted();
     const auto tokens = plan.windows.window(w);
-    cache.clear();
-    const auto hidden = decoder.forward(tokens, cache);
+    engine->clear();
+    const auto hidden = engine->forward(tokens);
     if (record) record->hidden.emplace_back(hidden.begin(), hidden.end());
     const float* exact = reference ? reference->hidden.at(w).data() : nullptr;
     result.scores.append(
-        score_hidden(decoder, hidden.data(), exact, context - 1, tokens.data() + 1));
+        score_hidden(*engine, hidden.data(), exact, context - 1, tokens.data() + 1));
     if (on_window) on_window(w);
   }
-  result.bytes = cache.bytes();
+  result.bytes = engine->bytes();
   result.bits_nominal = method.nominal_bits();
-  result.bits_cache = cache.measured_bits(false);
-  result.bits_total = cache.measured_bits(true);
+  result.bits_cache = engine->measured_bits(false);
+  result.bits_total = engine->measured_bits(true);
   result.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   return result;
 }

@@ -5,7 +5,7 @@
 
 #include "lib/cache/kv_cache.h"
 #include "lib/eval/text.h"
-#include "lib/model/decoder.h"
+#include "lib/model/engine.h"
 
 #include <cstdint>
 #include <filesystem>
@@ -59,7 +59,8 @@ struct Evaluation {
 struct EvaluationPlan {
   Windows windows;
   Protocol protocol = Protocol::kAllDistorted;
-  DecoderOptions decoder;   ///< chunk 1 on the decode path: the fused kernels of decoding
+  DecoderOptions decoder;  ///< chunk 1 on the decode path: the fused kernels of decoding
+  Backend backend = Backend::kCpu;
   float skip_share = 0.0f;  ///< KvCache::set_skip_share, which matters with chunk 1 only
 };
 
@@ -70,8 +71,22 @@ Evaluation evaluate(std::shared_ptr<const Model> model, const Method& method,
                     Reference* record = nullptr,
                     const std::function<void(int window)>& on_window = {});
 
+/// Writes logits of n hidden rows for vocabulary rows [first, first + count): out [n][count].
+using LogitsBlock =
+    std::function<void(const float* hidden, int n, int first, int count, float* out)>;
 /// Scores of hidden states [n][d_model] as predictors of next[0..n); `reference` may be nullptr.
-TokenScores score_hidden(Decoder& decoder, const float* hidden, const float* reference, int n,
-                         const int32_t* next);
+TokenScores score_hidden(int n_vocab, const LogitsBlock& logits, const float* hidden,
+                         const float* reference, int n, const int32_t* next);
+/// The same with the head of a Decoder or an Engine.
+template <class Head>
+TokenScores score_hidden(Head& head, const float* hidden, const float* reference, int n,
+                         const int32_t* next) {
+  return score_hidden(
+      head.model().output.rows,
+      [&head](const float* rows, int count, int first, int block, float* out) {
+        head.logits_block(rows, count, first, block, out);
+      },
+      hidden, reference, n, next);
+}
 
 }  // namespace million

@@ -81,6 +81,10 @@ PrefillCompute parse_compute(std::string_view text) {
   fail(ErrorCode::kUsage, "--compute: got '{}', expected f32, bf16x3 or bf16", text);
 }
 
+const char* arithmetic_name(const DecoderOptions& decoder, Backend backend) {
+  return backend == Backend::kCpu ? compute_name(decoder.prefill) : "f16";
+}
+
 const char* decode_compute_name(DecodeCompute compute) {
   switch (compute) {
     case DecodeCompute::kInt8:
@@ -133,7 +137,7 @@ RunRecord EvalSession::describe(const MethodSpec& spec) const {
                    {"context", e.windows.context},
                    {"stride", e.windows.context},
                    {"windows", e.windows.count},
-                   {"compute", compute_name(e.decoder.prefill)},
+                   {"compute", arithmetic_name(e.decoder, e.backend)},
                    {"bos", false},
                    {"paper_protocol", plan_.paper_protocol},
                    {"distortion", plan_.distortion},
@@ -143,6 +147,7 @@ RunRecord EvalSession::describe(const MethodSpec& spec) const {
     record.config["skip_share"] = e.skip_share;
     record.config["isa"] = ops().name;
   }
+  if (e.backend != Backend::kCpu) record.config["backend"] = backend_name(e.backend);
   record.inputs = {{"model", model_->config.name},
                    {"model_sha256", model_->sha256},
                    {"text", e.windows.text->name},
@@ -166,7 +171,7 @@ const Reference& EvalSession::reference() {
   wanted.model_sha256 = model_->sha256;
   wanted.text_sha256 = e.windows.text->sha256;
   wanted.context = e.windows.context;
-  wanted.compute = compute_name(e.decoder.prefill);
+  wanted.compute = arithmetic_name(e.decoder, e.backend);
   const bool keep = !plan_.reference.empty();
   if (keep && std::filesystem::exists(plan_.reference)) {
     reference_ = load_reference(plan_.reference, wanted, e.windows.count, model_->config.d_model);

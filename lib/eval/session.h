@@ -57,6 +57,8 @@ class EvalSession {
 const char* compute_name(PrefillCompute compute);
 /// "f32", "bf16x3", "bf16"; Error(kUsage) otherwise.
 PrefillCompute parse_compute(std::string_view text);
+/// Arithmetic of the dense layers in records: the CPU's --compute, a device's halves.
+const char* arithmetic_name(const DecoderOptions& decoder, Backend backend);
 const char* decode_compute_name(DecodeCompute compute);
 /// "int8", "int8x2", "exact"; Error(kUsage) otherwise.
 DecodeCompute parse_decode_compute(std::string_view text);

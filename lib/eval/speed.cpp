@@ -58,11 +58,15 @@ void add_difference(const KvCache::Stats& after, const KvCache::Stats& before,
 
 /// One method's sequence while the depths grow.
 struct Lane {
-  Lane(const KvGeometry& g, const Method& m, const SpeedPlan& plan)
-      : cache(std::make_unique<KvCache>(g, m, Protocol::kDecodePath, plan.async_encode)) {
-    cache->set_skip_share(plan.skip_share);
+  Lane(const std::shared_ptr<const Model>& model, const Method& m, const SpeedPlan& plan)
+      : engine(make_engine(model, m,
+                           {plan.decoder, plan.backend, Protocol::kDecodePath, plan.async_encode,
+                            capacity(plan), plan.skip_share})) {}
+  /// The deepest depth and the steps behind it, warm-up included.
+  static int64_t capacity(const SpeedPlan& plan) {
+    return plan.depths.back() + static_cast<int64_t>(plan.steps) * (plan.repeats + 1);
   }
-  std::unique_ptr<KvCache> cache;
+  std::unique_ptr<Engine> engine;
   int32_t last_token = 0;
   double total_prefill_ms = 0.0;
 };
@@ -70,13 +74,13 @@ struct Lane {
 class SpeedRun {
  public:
   SpeedRun(std::shared_ptr<const Model> model, const TokenText& text, const SpeedPlan& plan)
-      : decoder_(model, plan.decoder), text_(text), plan_(plan), logits_(model->config.n_vocab) {}
+      : model_(std::move(model)), text_(text), plan_(plan), logits_(model_->config.n_vocab) {}
 
   /// Brings the lane to `depth` tokens; the last hidden row becomes the first generated token.
   DepthSpeed fill(Lane& lane, int depth) {
     DepthSpeed result;
     result.depth = depth;
-    const int64_t have = lane.cache->n_tokens();
+    const int64_t have = lane.engine->n_tokens();
     MILLION_REQUIRE(depth > have + 1, ErrorCode::kUsage,
                     "depths must grow by more than the decoded steps: {} tokens are cached, next "
                     "depth {}",
@@ -88,9 +92,8 @@ class SpeedRun {
     }
     const auto tokens = std::span(text_.tokens).subspan(have, result.prefill_tokens);
     const auto start = Clock::now();
-    const auto hidden = decoder_.forward(tokens, *lane.cache);
-    decoder_.logits(hidden.data() + hidden.size() - decoder_.model().config.d_model, 1,
-                    logits_.data());
+    const auto hidden = lane.engine->forward(tokens);
+    lane.engine->logits(hidden.data() + hidden.size() - model_->config.d_model, 1, logits_.data());
     result.prefill_ms = ms_since(start);
     lane.last_token = top_token(logits_);
     lane.total_prefill_ms += result.prefill_ms;
@@ -100,28 +103,28 @@ class SpeedRun {
 
   /// Decode steps; `result` may be nullptr (warm-up).
   void steps(Lane& lane, DepthSpeed* result) {
-    const KvCache::Stats before = lane.cache->stats();
+    const KvCache::Stats before = lane.engine->stats();
     const TickRate rate;
     for (int s = 0; s < plan_.steps; ++s) {
       check_interrupted();
-      const double attention = lane.cache->stats().query_ms;
+      const double attention = lane.engine->stats().query_ms;
       const auto start = Clock::now();
-      const auto hidden = decoder_.forward({&lane.last_token, 1}, *lane.cache);
-      decoder_.logits(hidden.data(), 1, logits_.data());
+      const auto hidden = lane.engine->forward({&lane.last_token, 1});
+      lane.engine->logits(hidden.data(), 1, logits_.data());
       lane.last_token = top_token(logits_);
       if (!result) continue;
       result->step_ms.push_back(ms_since(start));
-      result->attention_ms.push_back(lane.cache->stats().query_ms - attention);
+      result->attention_ms.push_back(lane.engine->stats().query_ms - attention);
     }
     if (!result) return;
-    add_difference(lane.cache->stats(), before, &result->stats);
+    add_difference(lane.engine->stats(), before, &result->stats);
     result->tick_ms = rate.tick_ms();
   }
 
  private:
   /// Appends n tokens of normal rows, the same for every layer, without attention.
   void fill_random(Lane& lane, int n) {
-    const KvGeometry g = lane.cache->geometry();
+    const KvGeometry g = model_->config.geometry();
     if (random_k_.empty()) {
       Rng rng(kSyntheticSeed);
       for (auto* rows : {&random_k_, &random_v_}) {
@@ -131,9 +134,9 @@ class SpeedRun {
     }
     for (int done = 0; done < n;) {
       check_interrupted();
-      const int count = std::min(n - done, kSyntheticTokens);
+      const int count = std::min({n - done, kSyntheticTokens, plan_.decoder.chunk});
       for (int l = 0; l < g.n_layers; ++l)
-        lane.cache->attend(l, nullptr, random_k_.data(), random_v_.data(), count, nullptr);
+        lane.engine->append_only(l, random_k_.data(), random_v_.data(), count);
       done += count;
     }
   }
@@ -142,7 +145,7 @@ class SpeedRun {
   static constexpr uint64_t kSyntheticSeed = 5;
 
   AlignedVector<float> random_k_, random_v_;
-  Decoder decoder_;
+  std::shared_ptr<const Model> model_;
   const TokenText& text_;
   const SpeedPlan& plan_;
   AlignedVector<float> logits_;
@@ -192,16 +195,16 @@ std::vector<std::vector<DepthSpeed>> measure_speed(std::shared_ptr<const Model> 
   if (!plan.synthetic) warn_beyond_training(model->config, plan.depths.back());
   SpeedRun run(model, text, plan);
   std::vector<Lane> lanes;
-  for (const Method& m : methods) lanes.emplace_back(model->config.geometry(), m, plan);
+  for (const Method& m : methods) lanes.emplace_back(model, m, plan);
   std::vector<std::vector<DepthSpeed>> result(methods.size());
   Progress progress("speed", static_cast<int64_t>(plan.depths.size() * methods.size()));
   for (int depth : plan.depths) {
     for (size_t i = 0; i < lanes.size(); ++i) {
       result[i].push_back(run.fill(lanes[i], depth));
-      result[i].back().attention = lanes[i].cache->attention_name();
-      result[i].back().bytes = lanes[i].cache->bytes();
-      result[i].back().bits_cache = lanes[i].cache->measured_bits(false);
-      result[i].back().bits_total = lanes[i].cache->measured_bits(true);
+      result[i].back().attention = lanes[i].engine->attention_name();
+      result[i].back().bytes = lanes[i].engine->bytes();
+      result[i].back().bits_cache = lanes[i].engine->measured_bits(false);
+      result[i].back().bits_total = lanes[i].engine->measured_bits(true);
       result[i].back().peak_rss_bytes = peak_rss_bytes();
       progress.step(methods[i].spec.to_string());
     }
@@ -271,7 +274,7 @@ RunRecord speed_record(const Model& model, const Method& method, const TokenText
               {"repeats", plan.repeats},
               {"threads", threads()},
               {"chunk", plan.decoder.chunk},
-              {"compute", compute_name(plan.decoder.prefill)},
+              {"compute", arithmetic_name(plan.decoder, plan.backend)},
               {"decode", decode_compute_name(plan.decoder.decode)},
               {"async_encode", plan.async_encode},
               {"isa", ops().name},
@@ -291,16 +294,24 @@ RunRecord speed_record(const Model& model, const Method& method, const TokenText
   r.metric("tpot_p99_ms", quantile(speed.step_ms, 0.99), std::nan(""), n);
   r.metric("tok_per_s", 1000.0 / p50, std::nan(""), n);
   r.metric("tpot_max_ms", quantile(speed.step_ms, 1.0), std::nan(""), n);
-  r.metric("attention_ms", quantile(speed.attention_ms, 0.5), std::nan(""), n);
-  add_phases(speed, p50, n, &r);
+  const bool on_cpu = plan.backend == Backend::kCpu;  // a device tells no times of its parts
+  if (on_cpu) {
+    r.metric("attention_ms", quantile(speed.attention_ms, 0.5), std::nan(""), n);
+    add_phases(speed, p50, n, &r);
+  } else {
+    r.config["backend"] = backend_name(plan.backend);
+    r.config["device"] = shared_device(plan.backend)->info().name;
+  }
   if (!plan.synthetic) {
     r.metric("ttft_ms", speed.ttft_ms);
     r.metric("prefill_tok_per_s", 1000.0 * speed.prefill_tokens / speed.prefill_ms);
   }
-  r.metric("read_bandwidth_gb_s", bandwidth_gb_s);
-  const double step_bytes =
-      static_cast<double>(model.weight_bytes) + static_cast<double>(speed.bytes.cache());
-  r.metric("share_of_bandwidth", step_bytes / (p50 * 1e6) / bandwidth_gb_s);
+  if (on_cpu) {
+    r.metric("read_bandwidth_gb_s", bandwidth_gb_s);
+    const double step_bytes =
+        static_cast<double>(model.weight_bytes) + static_cast<double>(speed.bytes.cache());
+    r.metric("share_of_bandwidth", step_bytes / (p50 * 1e6) / bandwidth_gb_s);
+  }
   r.bits = {
       {"nominal", method.nominal_bits()}, {"cache", speed.bits_cache}, {"total", speed.bits_total}};
   r.bytes = {{"kv", speed.bytes.cache()},
@@ -308,7 +319,7 @@ RunRecord speed_record(const Model& model, const Method& method, const TokenText
              {"weights", model.weight_bytes},
              {"peak_rss", speed.peak_rss_bytes}};
   r.times("step_ms", speed.step_ms);
-  r.times("attention_ms", speed.attention_ms);
+  if (on_cpu) r.times("attention_ms", speed.attention_ms);
   return r;
 }
 

@@ -5,7 +5,7 @@
 
 #include "lib/cache/kv_cache.h"
 #include "lib/eval/text.h"
-#include "lib/model/decoder.h"
+#include "lib/model/engine.h"
 #include "lib/results/run_record.h"
 
 #include <memory>
@@ -36,6 +36,7 @@ struct SpeedPlan {
   int steps = 16;           ///< decode steps per repetition
   int repeats = 3;          ///< rounds over the methods; a warm-up round comes first
   DecoderOptions decoder;
+  Backend backend = Backend::kCpu;
   bool async_encode = true;
   /// Fill caches with random rows through the encoder instead of a prefill of the text: deep
   /// contexts in seconds; TTFT and prefill then say nothing.

@@ -19,22 +19,18 @@ double ms_since(Clock::time_point start) {
 
 }  // namespace
 
-Generator::Generator(std::shared_ptr<const Model> model, const DecoderOptions& options,
-                     Method method, const SamplerOptions& sampler, bool async_encode,
-                     float skip_share)
+Generator::Generator(std::shared_ptr<const Model> model, const EngineOptions& options,
+                     Method method, const SamplerOptions& sampler)
     : model_(std::move(model)),
-      decoder_(model_, options),
-      cache_(model_->config.geometry(), std::move(method), Protocol::kDecodePath, async_encode),
+      engine_(make_engine(model_, std::move(method), options)),
       sampler_(sampler),
-      logits_(model_->config.n_vocab) {
-  cache_.set_skip_share(skip_share);
-}
+      logits_(model_->config.n_vocab) {}
 
 /// Puts tokens into the cache and leaves the logits behind the last one.
 void Generator::feed(std::span<const int32_t> tokens) {
-  const auto hidden = decoder_.forward(tokens, cache_);
+  const auto hidden = engine_->forward(tokens);
   cached_.insert(cached_.end(), tokens.begin(), tokens.end());
-  decoder_.logits(hidden.data() + hidden.size() - model_->config.d_model, 1, logits_.data());
+  engine_->logits(hidden.data() + hidden.size() - model_->config.d_model, 1, logits_.data());
 }
 
 Generation Generator::run(std::span<const int32_t> prompt, int n_predict, bool ignore_end,
@@ -45,7 +41,7 @@ Generation Generator::run(std::span<const int32_t> prompt, int n_predict, bool i
   auto shared = static_cast<size_t>(end - prompt.begin());
   // The whole cache must be a true prefix; logits need at least one fed token.
   if (shared < cached_.size() || shared == prompt.size()) {
-    cache_.clear();
+    engine_->clear();
     cached_.clear();
     shared = 0;
   }

@@ -3,7 +3,7 @@
 // token.
 #pragma once
 
-#include "lib/model/decoder.h"
+#include "lib/model/engine.h"
 #include "lib/model/sampler.h"
 
 #include <functional>
@@ -24,8 +24,8 @@ struct Generation {
 
 class Generator {
  public:
-  Generator(std::shared_ptr<const Model> model, const DecoderOptions& options, Method method,
-            const SamplerOptions& sampler, bool async_encode, float skip_share = 0.0f);
+  Generator(std::shared_ptr<const Model> model, const EngineOptions& options, Method method,
+            const SamplerOptions& sampler);
 
   /// Continues `prompt` (the whole text so far) by at most n_predict tokens. What the cache holds
   /// as a prefix of the prompt is not fed again; any other cache content is dropped. `on_text` sees
@@ -33,14 +33,13 @@ class Generator {
   Generation run(std::span<const int32_t> prompt, int n_predict, bool ignore_end,
                  const std::function<bool(std::string_view)>& on_text);
 
-  const KvCache& cache() const { return cache_; }
+  const Engine& engine() const { return *engine_; }
 
  private:
   void feed(std::span<const int32_t> tokens);
 
   std::shared_ptr<const Model> model_;
-  Decoder decoder_;
-  KvCache cache_;
+  std::unique_ptr<Engine> engine_;
   Sampler sampler_;
   std::vector<int32_t> cached_;  ///< tokens in the cache, in order
   AlignedVector<float> logits_;

@@ -36,6 +36,11 @@ struct CodedUnit {
   int n_places = 0;
   const float* places = nullptr;
   const float* mean = nullptr;
+  /// How rows become y: E as `basis` is laid out, and (may be nullptr) what is subtracted from y by
+  /// the place in the frame, [places][rank] halves.
+  const int8_t* encode = nullptr;
+  const float* encode_scale = nullptr;
+  const uint16_t* coded_mean = nullptr;
 };
 
 /// Scalar codes as attend_groups reads them: `n` tokens that lie together, 0: there are none.
@@ -80,6 +85,9 @@ class CodeStore {
   /// The scalar codes of one head from token `begin` on, where this store keeps such. Valid until
   /// the next append.
   virtual GroupCodes group_codes(int /*head*/, int /*begin*/) const { return {}; }
+  /// What group_codes() will look like, before there are any: only layout, bits, group, offset and
+  /// zeros are set. bits = 0: this store keeps none.
+  virtual GroupSide group_shape() const { return {}; }
   /// Channels of a Walsh-Hadamard transform that group_codes are turned by; 0: they are not.
   virtual int group_rotation() const { return 0; }
 };

@@ -73,6 +73,10 @@ void TokenStore::decode(int head, int begin, int end, float* out) const {
   }
 }
 
+GroupSide TokenStore::group_shape() const {
+  return packed_side(GroupSide::Layout::kTokens, p_);
+}
+
 GroupCodes TokenStore::group_codes(int head, int begin) const {
   GroupCodes run;
   if (begin >= n_tokens()) return run;
@@ -151,6 +155,10 @@ void ChannelStore::decode(int head, int begin, int end, float* out) const {
     }
     t += n;
   }
+}
+
+GroupSide ChannelStore::group_shape() const {
+  return packed_side(GroupSide::Layout::kChannels, p_);
 }
 
 /// Only where groups and the blocks of other stores end together.

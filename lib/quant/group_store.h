@@ -50,6 +50,7 @@ class TokenStore : public CodeStore {
   void append(const float* x, int n, int64_t first_token) override;
   void decode(int head, int begin, int end, float* out) const override;
   GroupCodes group_codes(int head, int begin) const override;
+  GroupSide group_shape() const override;
   StoreBytes bytes() const override { return {codes_.bytes(), scales_.bytes(), 0}; }
   void clear() override { codes_.clear(), scales_.clear(); }
 
@@ -76,6 +77,7 @@ class ChannelStore final : public CodeStore {
   void append(const float* x, int n, int64_t first_token) override;
   void decode(int head, int begin, int end, float* out) const override;
   GroupCodes group_codes(int head, int begin) const override;
+  GroupSide group_shape() const override;
   StoreBytes bytes() const override { return {codes_.bytes(), scales_.bytes(), 0}; }
   void clear() override { codes_.clear(), scales_.clear(), n_tokens_ = 0; }
 

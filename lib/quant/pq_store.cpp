@@ -171,7 +171,10 @@ class PqStore final : public CodeStore {
             decoder.scale.data(),
             basis.n_places,
             basis.places.data(),
-            basis.place_mean.data()};
+            basis.place_mean.data(),
+            basis.encode.values.data(),
+            basis.encode.scale.data(),
+            basis.coded_mean.empty() ? nullptr : basis.coded_mean.data()};
   }
 
   void to_coded(int head, const float* rows, int n, float* y) const override {

@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "lib/device/device.h"
+
+#include "lib/core/error.h"
+#include "lib/device/native_device.h"
+
+#include <mutex>
+
+namespace million {
+
+const char* backend_name(Backend backend) {
+  switch (backend) {
+    case Backend::kCpu:
+      return "cpu";
+    case Backend::kCuda:
+      return "cuda";
+    case Backend::kCudaEmulated:
+      return "cuda-emulated";
+  }
+  return "?";
+}
+
+Backend parse_backend(std::string_view text) {
+  for (Backend b : {Backend::kCpu, Backend::kCuda, Backend::kCudaEmulated})
+    if (text == backend_name(b)) return b;
+  fail(ErrorCode::kUsage, "--backend: got '{}', expected cpu, cuda or cuda-emulated", text);
+}
+
+std::shared_ptr<Device> shared_device(Backend backend) {
+  static std::mutex mutex;
+  static std::weak_ptr<Device> devices[3];
+  std::lock_guard lock(mutex);
+  MILLION_ASSERT(backend != Backend::kCpu);
+  std::weak_ptr<Device>& slot = devices[static_cast<int>(backend)];
+  std::shared_ptr<Device> device = slot.lock();
+  if (!device) {
+    device = backend == Backend::kCuda ? make_native_device() : make_emulated_device();
+    slot = device;
+  }
+  return device;
+}
+
+#ifndef MILLION_CUDA
+std::shared_ptr<Device> make_native_device() {
+  fail(ErrorCode::kNoResources,
+       "--backend cuda: this program was built without CUDA; build with the preset cuda where the "
+       "CUDA Toolkit is, or use --backend cpu");
+}
+#endif
+
+}  // namespace million
