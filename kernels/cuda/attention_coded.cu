@@ -5,10 +5,9 @@
 //   book    [K][M] words: the four bytes of a centroid     grid (splits, unit x heads x cut, batch)
 //   turned  queries of each frame in 16-bit fixed point    block of 4, 8 or 12 warps, each with its
 //   parts   sums of centroid bytes                         own run of strips; joined at the end
-// Keys    A centroid's word is half an operand of the product of bytes as it lies in memory, so
-// keys
-//         cost a gather and nothing else; the query enters as high and low bytes, exactly. With up
-//         to 8 heads both halves share one product (rows 0-7 and 8-15).
+// Keys    A centroid's word is half an operand of the product of bytes as it lies in memory: keys
+//         cost a gather and nothing else. The query enters exactly, as high and low bytes in rows
+//         0-7 and 8-15 of one product, for eight heads.
 // Values  Words of four tokens are interleaved to pairs of halves: rows of the product are axes,
 //         columns heads, and the scores' layout is that of the operand P: no shared memory between.
 //         Lanes that want the same subspace would meet in a bank, so each takes its subspaces in
@@ -579,29 +578,38 @@ int launch_coded(StreamHandle stream, const CodedAttendArgs& a, int first_group,
                 launched);
 }
 
-template <CodedBooks kBooks, int kTiles>
-int launch_rank(StreamHandle stream, const CodedAttendArgs& a, int M, int first_group, int cuts) {
-  if (M == 16) return launch_coded<16, kBooks, kTiles>(stream, a, first_group, cuts);
-  if (M == 32) return launch_coded<32, kBooks, kTiles>(stream, a, first_group, cuts);
-  if (M == 48) return launch_coded<48, kBooks, kTiles>(stream, a, first_group, cuts);
-  return launch_coded<64, kBooks, kTiles>(stream, a, first_group, cuts);
+template <int kTiles>
+int launch_shared(StreamHandle stream, const CodedAttendArgs& a) {
+  constexpr CodedBooks kBooks = CodedBooks::kPadded;
+  if (a.k.M == 16) return launch_coded<16, kBooks, kTiles>(stream, a, 0, 1);
+  if (a.k.M == 32) return launch_coded<32, kBooks, kTiles>(stream, a, 0, 1);
+  if (a.k.M == 48) return launch_coded<48, kBooks, kTiles>(stream, a, 0, 1);
+  return launch_coded<64, kBooks, kTiles>(stream, a, 0, 1);
+}
+
+/// Whole cuts, and what is left: a multiple of 16 subspaces.
+template <int kTiles>
+int launch_global(StreamHandle stream, const CodedAttendArgs& a) {
+  constexpr CodedBooks kBooks = CodedBooks::kGlobal;
+  constexpr int kCut = coded_cut(kTiles);
+  const int cuts = a.k.M / kCut, rest = a.k.M % kCut, group = cuts * kCut / 8;
+  int error = 0;
+  if (cuts > 0) error = launch_coded<kCut, kBooks, kTiles>(stream, a, 0, cuts);
+  if (error != 0 || rest == 0) return error;
+  if constexpr (kCut > 32) {
+    if (rest == 32) return launch_coded<32, kBooks, kTiles>(stream, a, group, 1);
+    if (rest == 48) return launch_coded<48, kBooks, kTiles>(stream, a, group, 1);
+  }
+  return launch_coded<16, kBooks, kTiles>(stream, a, group, 1);
 }
 
 template <int kTiles>
 int launch_books(StreamHandle stream, const CodedAttendArgs& a) {
   const CodedBooks books = coded_books(a);
-  if (books == CodedBooks::kPadded)
-    return launch_rank<CodedBooks::kPadded, kTiles>(stream, a, a.k.M, 0, 1);
+  if (books == CodedBooks::kPadded) return launch_shared<kTiles>(stream, a);
   if (books == CodedBooks::kPacked)
     return launch_coded<48, CodedBooks::kPacked, kTiles>(stream, a, 0, 1);
-  const int cuts = a.k.M / kCodedSubspaces, rest = a.k.M % kCodedSubspaces;
-  int error = 0;
-  if (cuts > 0)
-    error = launch_coded<kCodedSubspaces, CodedBooks::kGlobal, kTiles>(stream, a, 0, cuts);
-  if (rest > 0 && error == 0)
-    error =
-        launch_rank<CodedBooks::kGlobal, kTiles>(stream, a, rest, cuts * kCodedSubspaces / 8, 1);
-  return error;
+  return launch_global<kTiles>(stream, a);
 }
 
 int attend_coded(StreamHandle stream, const CodedAttendArgs& a) {

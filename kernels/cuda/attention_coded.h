@@ -12,8 +12,7 @@ namespace million::cuda {
 /// in different banks, for devices with 99 KB a block. Global: any rank, from the caches.
 enum class CodedBooks { kPadded, kPacked, kGlobal };
 
-/// Subspaces whose values a block sums; ranks beyond are cut and scores computed again for each
-/// cut.
+/// Subspaces of a unit whose codebooks fit in shared memory.
 inline constexpr int kCodedSubspaces = 64;
 
 /// Query heads of a block come in tiles of 8: one tile, or two.
@@ -37,6 +36,9 @@ MILLION_HD constexpr CodedPlanes coded_value_planes(int M, CodedBooks books) {
   if (books == CodedBooks::kPacked) return {M, 4 * M, 256 * 4 * M};
   return {32, 128, (M + 31) / 32 * 256 * 128};
 }
+/// Subspaces whose values a block sums without books in shared memory, as many as registers allow:
+/// larger ranks are cut, and scores computed again for each cut.
+MILLION_HD constexpr int coded_cut(int head_tiles) { return head_tiles == 1 ? 64 : 32; }
 /// Warps of a block, as many as registers allow.
 MILLION_HD constexpr int coded_warps(int M, int head_tiles, CodedBooks books) {
   return books == CodedBooks::kGlobal ? 4 : head_tiles * M <= 32 ? 12 : 8;
@@ -75,8 +77,10 @@ inline CodedBooks coded_books(const CodedAttendArgs& a) {
 /// Shared memory of a block of attend_coded.
 inline std::size_t coded_shared_bytes(const CodedAttendArgs& a) {
   const int H = a.query.n_heads / a.query.n_kv_heads * a.shape.span;
-  const int M = a.k.M <= kCodedSubspaces ? a.k.M : kCodedSubspaces;
-  return static_cast<std::size_t>(coded_arena_bytes(M, H, coded_books(a)));
+  const int cut = coded_cut(coded_head_tiles(H));
+  const CodedBooks books = coded_books(a);
+  const int M = books == CodedBooks::kGlobal && a.k.M > cut ? cut : a.k.M;
+  return static_cast<std::size_t>(coded_arena_bytes(M, H, books));
 }
 
 }  // namespace million::cuda

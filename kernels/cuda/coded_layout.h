@@ -6,15 +6,17 @@
 // n_sinks + i lies at slot n_sinks % 32 + i. A strip has M bytes for each lane of the warp that
 // reads it, in the order in which the lane uses them:
 //
-//   keys    lane 4 n + j has token n of each of the strip's four tiles of 8: byte t of word m / 4
-//   is
-//           tile t, subspace m with m % 4 = j. A centroid of 4 bytes is half of what a lane gives
-//           to one product of bytes.
+//   keys    lane 4 n + j has token n of each of the strip's four tiles of 8: byte t of word
+//           m / 4 is tile t, subspace m with m % 4 = j. A centroid of 4 bytes is half of what a
+//           lane gives to one product of bytes.
 //   values  lane 4 n + j has tokens 2j, 2j+1, 2j+8, 2j+9 of each half of 16 (a word) for subspaces
 //           m with m % 8 = n. Words follow a lane's turns: at turn u it reads subspace group
 //           u ^ (j & turn_mask), so that 32 lanes read different subspaces, in different banks.
 //
 // A lane's M / 4 words lie as [M / 16][lane][4]: a warp's loads are contiguous.
+//
+// Turned queries of a head and frame lie as [M / 8][4][4] words: those of [g][j] are the high and
+// the low bytes for subspace 8 g + j, then those for 8 g + 4 + j.
 #pragma once
 
 #include "kernels/hd.h"
@@ -49,12 +51,6 @@ MILLION_HD constexpr int coded_key_byte(int t, int m) {
 MILLION_HD constexpr int coded_value_byte(int M, int t, int m) {
   const int j = t % 8 / 2, turn = m / 8 ^ (j & coded_turn_mask(M, m / 8));
   return coded_word_at(m % 8 * 4 + j, t / 16 * (M / 8) + turn) * 4 + t % 16 / 8 * 2 + t % 2;
-}
-
-/// Turned queries of a head and frame: [M / 8][4][4] words, where words 0 to 3 of [g][j] are the
-/// high and the low bytes for subspace 8 g + j, then those for 8 g + 4 + j. Word of subspace m:
-MILLION_HD constexpr int coded_query_word(int m, bool low) {
-  return (m / 8 * 4 + m % 4) * 4 + m % 8 / 4 * 2 + (low ? 1 : 0);
 }
 
 }  // namespace million::cuda

@@ -16,8 +16,10 @@ namespace million::cuda::MILLION_CUDA_NS {
 namespace coded {
 
 constexpr int kRows = 16, kThreads = 128, kWarps = kThreads / 32;
-/// Floats behind rows in shared memory: of rows read by columns of four, of rows written by pairs.
-constexpr int kReadPad = 4, kWritePad = 8;
+/// Floats from row to row in shared memory: rows that are read by columns of four begin 16 banks
+/// apart, rows that are written by pairs 8.
+MILLION_HD constexpr int read_stride(int n) { return (n + 15) / 32 * 32 + 16; }
+MILLION_HD constexpr int write_stride(int n) { return (n + 23) / 32 * 32 + 8; }
 /// Sums of 16-bit queries times bytes stay below 2^30 up to rank 256; beyond, queries get fewer
 /// bits. The mean's part stays below 2^29.
 constexpr float kQueryRange = 32512.0f, kBiasRange = 536870912.0f;
@@ -34,32 +36,35 @@ MILLION_DEVICE Frames coded_frames(const TurnQueriesArgs& a) {
   return {begin, end < a.turned.frames ? end : a.turned.frames};
 }
 
-/// Frame and query head of a row of this block.
-struct Row {
-  int frame, head;
-  int there;  ///< the frame holds coded tokens
+/// A row of this block. Indices fit in 32 bits: there are at most 2^24 (head, frame) of all
+/// sequences.
+struct alignas(16) Row {
+  int line;   ///< in TurnedQueries; -1: the frame holds no coded tokens
+  int query;  ///< of all sequences
+  int turn;   ///< of the frame's first position in cosines and sines
+  int unused;
 };
 
 /// A block's memory.
 struct Arena {
-  Row* row;         ///< [kRows]
-  float* queries;   ///< [kRows][d + kReadPad] turned back to their frame
-  float* products;  ///< [kRows][n_places + kReadPad] of these and the mean's vectors
-  float* turned;    ///< [kRows][rank + kWritePad] in the basis, in steps of the keys
-  float* bias;      ///< [kRows][frame + kWritePad]
+  Row* row;
+  float* queries;   ///< [kRows][read_stride(d)] turned back to their frame
+  float* products;  ///< [kRows][read_stride(n_places)] of these and the mean's vectors
+  float* turned;    ///< [kRows][write_stride(rank)] in the basis, in steps of the keys
+  float* bias;      ///< [kRows][write_stride(frame)]
   int product_stride, turned_stride, bias_stride;
   int floats;  ///< all of it
 
   MILLION_HD Arena(unsigned char* memory, int d, const CodedShape& s)
-      : product_stride(s.n_places + kReadPad),
-        turned_stride(s.rank + kWritePad),
-        bias_stride(s.frame + kWritePad) {
+      : product_stride(read_stride(s.n_places)),
+        turned_stride(write_stride(s.rank)),
+        bias_stride(write_stride(s.frame)) {
     row = reinterpret_cast<Row*>(memory);
     queries = reinterpret_cast<float*>(memory) + 4 * kRows;
-    products = queries + kRows * (d + kReadPad);
+    products = queries + kRows * read_stride(d);
     turned = products + (s.n_places > 0 ? kRows * product_stride : 0);
     bias = turned + kRows * turned_stride;
-    floats = 4 * kRows + kRows * (d + kReadPad + turned_stride);
+    floats = 4 * kRows + kRows * (read_stride(d) + turned_stride);
     if (s.n_places > 0) floats += kRows * (product_stride + bias_stride);
   }
 };
@@ -68,25 +73,26 @@ struct Arena {
 template <int kDim>
 MILLION_DEVICE void turn_rows(const TurnQueriesArgs& a, const Arena& arena) {
   constexpr int kHalf = kDim / 2;
-  const int n_pairs = a.shape.n_pairs;
-  for (int i = static_cast<int>(threadIdx.x); i < kRows * kHalf; i += kThreads) {
-    const int pair = i % kHalf;
-    const Row& row = arena.row[i / kHalf];
-    const bool turned = pair < n_pairs, halves = turned && !a.shape.adjacent;
-    const int c0 = halves ? pair : 2 * pair, c1 = halves ? pair + n_pairs : 2 * pair + 1;
+  // A thread keeps its pair of channels.
+  const int pair = static_cast<int>(threadIdx.x) % kHalf, n_pairs = a.shape.n_pairs;
+  const bool turned = pair < n_pairs, halves = turned && !a.shape.adjacent;
+  const int c0 = halves ? pair : 2 * pair, c1 = halves ? pair + n_pairs : 2 * pair + 1;
+  MILLION_UNROLL
+  for (int i = 0; i < kRows * kHalf / kThreads; ++i) {
+    const int index = static_cast<int>(threadIdx.x) / kHalf + i * (kThreads / kHalf);
+    const Row row = arena.row[index];
     float x0 = 0.0f, x1 = 0.0f;
-    if (row.there) {
-      const uint16_t* q =
-          a.query.q + (static_cast<size_t>(blockIdx.z) * a.query.n_heads + row.head) * kDim;
+    if (row.line >= 0) {
+      const uint16_t* q = a.query.q + static_cast<size_t>(row.query) * kDim;
       x0 = from_half(q[c0]), x1 = from_half(q[c1]);
       if (turned) {
-        const size_t at = static_cast<size_t>(row.frame) * a.shape.frame * n_pairs + pair;
-        const float c = a.shape.cosines[at], s = a.shape.sines[at], y0 = x0 * c + x1 * s;
+        const float c = a.shape.cosines[row.turn + pair], s = a.shape.sines[row.turn + pair];
+        const float y0 = x0 * c + x1 * s;
         x1 = x1 * c - x0 * s;
         x0 = y0;
       }
     }
-    float* to = arena.queries + i / kHalf * (kDim + kReadPad);
+    float* to = arena.queries + index * read_stride(kDim);
     to[c0] = x0, to[c1] = x1;
   }
 }
@@ -144,33 +150,36 @@ MILLION_DEVICE void rotate_rows(const TurnQueriesArgs& a, const Arena& arena) {
   Split queries[kDim / 16];
   MILLION_UNROLL
   for (int k = 0; k < kDim / 16; ++k)
-    queries[k].load(arena.queries + 16 * k, kDim + kReadPad, lane);
-  const float* mean = a.shape.mean + (static_cast<size_t>(kv) * kDim + 4 * j) * n_places + n;
+    queries[k].load(arena.queries + 16 * k, read_stride(kDim), lane);
+  const float* mean = a.shape.mean + (kv * kDim + 4 * j) * n_places + n;
   for (int at = column; at < n_places; at += 8 * kWarps) {
     float sum[4] = {};
     MILLION_UNROLL
     for (int k = 0; k < kDim / 16; ++k)
-      queries[k].multiply_floats(sum, mean + 16 * k * n_places + at, n_places);
+      queries[k].multiply_floats(sum, mean + (16 * k * n_places + at), n_places);
     store_sums(sum, arena.products + at, arena.product_stride, lane);
   }
-  const auto* basis = reinterpret_cast<const uint32_t*>(a.k.basis) +
-                      (static_cast<size_t>(kv) * (kDim / 4) + j) * rank + n;
-  const float* basis_scale = a.k.basis_scale + static_cast<size_t>(unit) * rank + 2 * j;
-  const float* scale = a.k.scale + static_cast<size_t>(unit) * rank + 2 * j;
+  // Unsigned indices, so that a load takes one instruction for its address.
+  const auto* basis = reinterpret_cast<const uint32_t*>(a.k.basis);
+  auto word_at = static_cast<unsigned>((kv * (kDim / 4) + j) * rank + n + column);
+  auto axis = static_cast<unsigned>(unit * rank + 2 * j + column);
+  float* to = arena.turned + column + n * arena.turned_stride + 2 * j;
+  MILLION_NO_UNROLL
   for (int at = column; at < rank; at += 8 * kWarps) {
     float sum[4] = {};
     uint32_t word[kDim / 16];
     MILLION_UNROLL
     for (int k = 0; k < kDim / 16; ++k)
-      word[k] = __ldg(basis + static_cast<size_t>(4 * k * rank + at)) ^ 0x80808080u;
-    const float2 s0 = *reinterpret_cast<const float2*>(basis_scale + at);
-    const float2 s1 = *reinterpret_cast<const float2*>(scale + at);
+      word[k] = __ldg(basis + (word_at + static_cast<unsigned>(4 * k * rank))) ^ 0x80808080u;
+    const float2 s0 = *reinterpret_cast<const float2*>(a.k.basis_scale + axis);
+    const float2 s1 = *reinterpret_cast<const float2*>(a.k.scale + axis);
     MILLION_UNROLL
     for (int k = 0; k < kDim / 16; ++k)
       queries[k].multiply(sum, byte_halves<0x4140>(word[k]), byte_halves<0x4342>(word[k]));
     const float x = s0.x * s1.x, y = s0.y * s1.y;
-    const float scaled[4] = {sum[0] * x, sum[1] * y, sum[2] * x, sum[3] * y};
-    store_sums(scaled, arena.turned + at, arena.turned_stride, lane);
+    *reinterpret_cast<float2*>(to) = float2{sum[0] * x, sum[1] * y};
+    *reinterpret_cast<float2*>(to + 8 * arena.turned_stride) = float2{sum[2] * x, sum[3] * y};
+    word_at += 8 * kWarps, axis += 8 * kWarps, to += 8 * kWarps;
   }
 }
 
@@ -226,17 +235,15 @@ MILLION_DEVICE void write_rows(const TurnQueriesArgs& a, const Arena& arena) {
     top = fmaxf(top, __shfl_xor_sync(kFullWarp, top, s));
     bias_top = fmaxf(bias_top, __shfl_xor_sync(kFullWarp, bias_top, s));
   }
-  const Row row = arena.row[index];
-  if (!row.there) return;
+  const int line = arena.row[index].line;
+  if (line < 0) return;
   const float range = rank <= 256 ? kQueryRange : kQueryRange * 256.0f / static_cast<float>(rank);
   float step = fmaxf(top / range, bias_top / kBiasRange);
   if (!(step > 1e-35f)) step = 1.0f;  // zeros
   const float inverse = 1.0f / step;
   const TurnedQueries& to = a.turned;
-  const size_t line =
-      (static_cast<size_t>(blockIdx.z) * a.query.n_heads + row.head) * to.frames + row.frame;
   if (part == 0) to.step[line] = step;
-  auto* words = reinterpret_cast<uint4*>(to.words) + line * (rank / 8);
+  auto* words = reinterpret_cast<uint4*>(to.words) + static_cast<size_t>(line) * (rank / 8);
   for (int i = part; i < rank / 8; i += 8) {
     const float* first = y + 32 * (i / 4) + 4 * (i % 4);
     uint4 x;
@@ -244,7 +251,7 @@ MILLION_DEVICE void write_rows(const TurnQueriesArgs& a, const Arena& arena) {
     query_bytes(first + 16, inverse, &x.z, &x.w);
     words[i] = x;
   }
-  int32_t* bias_to = to.bias + line * a.shape.frame;
+  int32_t* bias_to = to.bias + static_cast<size_t>(line) * a.shape.frame;
   for (int i = 4 * part; i < frame; i += 32) {
     const float4 v = *reinterpret_cast<const float4*>(bias + i);
     const auto bits = [&](float x) {
@@ -266,8 +273,11 @@ __global__ void __launch_bounds__(coded::kThreads) turn_queries_kernel(const Tur
   const coded::Arena arena(shared, kDim, a.shape);
   if (threadIdx.x < coded::kRows) {
     const int flat = first + static_cast<int>(threadIdx.x), frame = flat / group;
-    arena.row[threadIdx.x] = {frame, static_cast<int>(blockIdx.y) * group + flat % group,
-                              frame >= frames.begin && frame < frames.end};
+    const int query = static_cast<int>(blockIdx.z) * a.query.n_heads +
+                      static_cast<int>(blockIdx.y) * group + flat % group;
+    const bool there = frame >= frames.begin && frame < frames.end;
+    arena.row[threadIdx.x] = {there ? query * a.turned.frames + frame : -1, query,
+                              frame * a.shape.frame * a.shape.n_pairs, 0};
   }
   __syncthreads();
   coded::turn_rows<kDim>(a, arena);

@@ -129,8 +129,8 @@ MILLION_DEVICE uint32_t dot_bytes(uint32_t a, uint32_t b, uint32_t c) {
 }
 
 /// d (16x8, s32) += a (16x32 signed bytes) * b (32x8 signed bytes), modulo 2^32. Lane 4 n + j holds
-/// of a rows n and n + 8 (a0, a1: columns 4j to 4j+3; a2, a3: those plus 16), of b column n (b0: rows
-/// 4j to 4j+3; b1: those plus 16), of d rows n (d[0], d[1]) and n + 8 (d[2], d[3]), columns 2j, 2j+1.
+/// of a rows n and n + 8 (a0, a1: columns 4j to 4j+3; a2, a3: those plus 16), of b column n (b0:
+/// rows 4j to 4j+3; b1: those plus 16), of d what mma_16x8x16 has.
 MILLION_DEVICE void mma_16x8x32(uint32_t (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2,
                                 uint32_t a3, uint32_t b0, uint32_t b1) {
 #ifdef __CUDA_ARCH__

@@ -131,8 +131,9 @@ struct PqDecodeArgs {
   PqCodesView codes;
 };
 
-/// Codes in a basis that `span` KV heads share (lib/quant/pq_basis.h). Letters as in CodedAttendArgs
-/// of kernels/ops.h; dsub is 4, so M = rank / 4 counts a unit's subspaces. A code takes a byte.
+/// Codes in a basis that `span` KV heads share (lib/quant/pq_basis.h). Letters as in the
+/// CodedAttendArgs of kernels/ops.h; dsub is 4: M = rank / 4 counts a unit's subspaces. A code takes
+/// a byte.
 struct CodedCodesView {
   int M, nbits;              ///< nbits 1 to 8
   uint32_t* codes;           ///< [batch][units][strips][8 * M] (kernels/cuda/coded_layout.h)
@@ -145,7 +146,8 @@ struct CodedCodesView {
 struct CodedShape {
   int span, rank;                ///< KV heads and axes of a unit; units = n_kv_heads / span
   int frame;                     ///< positions that share a query; a multiple of 32
-  int n_places;                  ///< functions of the place that the mean key needs; 0: not centred
+  int n_places;                  ///< functions of the place that the mean key needs, a multiple
+                                 ///< of 16; 0: not centred
   const float* places;           ///< [units][n_places][frame]
   const float* mean;             ///< [units][span][d][n_places]
   const float *cosines, *sines;  ///< [positions][n_pairs]
@@ -174,7 +176,7 @@ struct CodedAttendArgs {
   CodedShape shape;
   CodedCodesView k, v;
   TurnedQueries turned;
-  int shared_limit;  ///< bytes a block may have on this device: decides where the books lie
+  int shared_limit;  ///< shared bytes that a block may have: decides where the books lie
 };
 /// Sums of values [batch][n_heads][rank] back to channels, as one part of the heads.
 struct CodedRowsArgs {

@@ -398,12 +398,10 @@ void DeviceCache::end(Device::Stream s) {
   m.n_tokens = m.n_after();
 }
 
-void DeviceCache::append_only(Device::Stream s, int layer_index, const float* k, const float* v) {
+void DeviceCache::write_rows(Device::Stream s, int layer_index, const float* k, const float* v) {
   Impl& m = *impl_;
   Impl::Layer& layer = m.layers[layer_index];
-  prepare(s, layer_index);
   const int64_t d = m.geometry.head_dim, heads = m.geometry.n_kv_heads;
-  std::vector<uint16_t> row(static_cast<size_t>(d));
   for (int i = 0; i < 2; ++i) {
     const cuda::ExactRows to = m.exact_rows(layer, i);
     std::vector<uint16_t> halves(static_cast<size_t>(m.n) * d);
@@ -424,7 +422,12 @@ void DeviceCache::append_only(Device::Stream s, int layer_index, const float* k,
                           static_cast<size_t>(sinks * d) * sizeof(uint16_t));
     }
   }
-  if (m.many()) m.attend_many(s, layer, nullptr, nullptr);
+}
+
+void DeviceCache::append_only(Device::Stream s, int layer, const float* k, const float* v) {
+  prepare(s, layer);
+  write_rows(s, layer, k, v);
+  if (impl_->many()) impl_->attend_many(s, impl_->layers[layer], nullptr, nullptr);
 }
 
 const char* DeviceCache::attention_name() const {

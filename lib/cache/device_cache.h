@@ -43,8 +43,10 @@ class DeviceCache {
   bool can_replay() const;
   /// Ends the call: hands tokens to the encoder.
   void end(Device::Stream s);
-  /// Append without attention, to fill a cache for speed measurements: stands for prepare, the
-  /// writing of rows and attend. k, v [n][n_kv_heads][d] f32 on the host.
+  /// Writes the call's rows from the host, k, v [n][n_kv_heads][d] f32 after RoPE.
+  void write_rows(Device::Stream s, int layer, const float* k, const float* v);
+  /// Append without attention, to fill a cache for speed measurements: stands for prepare,
+  /// write_rows and attend.
   void append_only(Device::Stream s, int layer, const float* k, const float* v);
 
   /// "exact", "fused" or "decoded", as KvCache::attention_name().

@@ -13,13 +13,15 @@
 #include <deque>
 #include <functional>
 #include <mutex>
+#include <set>
 #include <thread>
 #include <unordered_map>
 
 namespace million {
 namespace {
 
-/// A stream: a thread that runs what it is given, in order; while captured, a list.
+/// A stream: a thread that runs what it is given, in order; while captured, a list. The thread is
+/// woken when something waits for it, not for every launch.
 class EmulatedStream final : public simt::Queue {
  public:
   EmulatedStream() : thread_([this] { run(); }) {}
@@ -37,16 +39,22 @@ class EmulatedStream final : public simt::Queue {
       record_.push_back(std::move(work));
       return;
     }
+    std::lock_guard lock(mutex_);
+    queue_.push_back(std::move(work));
+  }
+
+  /// Lets the thread run what is there.
+  void start() {
     {
       std::lock_guard lock(mutex_);
-      queue_.push_back(std::move(work));
+      started_ = true;
     }
     changed_.notify_all();
   }
-
   void synchronize() {
+    start();
     std::unique_lock lock(mutex_);
-    idle_.wait(lock, [this] { return queue_.empty() && !busy_; });
+    idle_.wait(lock, [this] { return !started_; });
   }
 
   void begin_capture() { recording_ = true; }
@@ -57,19 +65,20 @@ class EmulatedStream final : public simt::Queue {
 
  private:
   void run() {
+    std::unique_lock lock(mutex_);
     for (;;) {
-      std::function<void()> work;
-      {
-        std::unique_lock lock(mutex_);
-        busy_ = false;
-        if (queue_.empty()) idle_.notify_all();
-        changed_.wait(lock, [this] { return stop_ || !queue_.empty(); });
-        if (queue_.empty()) return;
-        work = std::move(queue_.front());
+      changed_.wait(lock, [this] { return stop_ || started_; });
+      while (!queue_.empty()) {
+        std::function<void()> work = std::move(queue_.front());
         queue_.pop_front();
-        busy_ = true;
+        lock.unlock();
+        work();
+        work = nullptr;
+        lock.lock();
       }
-      work();
+      started_ = false;
+      idle_.notify_all();
+      if (stop_) return;
     }
   }
 
@@ -77,7 +86,7 @@ class EmulatedStream final : public simt::Queue {
   std::condition_variable changed_, idle_;
   std::deque<std::function<void()>> queue_;
   std::vector<std::function<void()>> record_;
-  bool stop_ = false, busy_ = false, recording_ = false;
+  bool stop_ = false, started_ = false, recording_ = false;
   std::thread thread_;  // last member: it uses the others
 };
 
@@ -119,8 +128,10 @@ class EmulatedDevice final : public Device {
     used_ += bytes;
     return p;
   }
+  /// As cudaFree: waits for what the streams have to do.
   void release(void* p) noexcept override {
     std::lock_guard lock(mutex_);
+    for (EmulatedStream* s : streams_) s->synchronize();
     const auto found = sizes_.find(p);
     MILLION_ASSERT(found != sizes_.end());
     used_ -= found->second;
@@ -136,8 +147,19 @@ class EmulatedDevice final : public Device {
     return used_;
   }
 
-  Stream create_stream() override { return static_cast<simt::Queue*>(new EmulatedStream); }
-  void destroy_stream(Stream s) noexcept override { delete of(s); }
+  Stream create_stream() override {
+    auto* s = new EmulatedStream;
+    std::lock_guard lock(mutex_);
+    streams_.insert(s);
+    return static_cast<simt::Queue*>(s);
+  }
+  void destroy_stream(Stream s) noexcept override {
+    {
+      std::lock_guard lock(mutex_);
+      streams_.erase(of(s));
+    }
+    delete of(s);
+  }
   void synchronize(Stream s) override { of(s)->synchronize(); }
   Event create_event() override { return new EmulatedEvent; }
   void destroy_event(Event e) noexcept override { delete static_cast<EmulatedEvent*>(e); }
@@ -154,6 +176,7 @@ class EmulatedDevice final : public Device {
       e->reached = number;
       e->changed.notify_all();
     });
+    of(s)->start();
   }
   void wait(Stream s, Event handle) override {
     auto* e = static_cast<EmulatedEvent*>(handle);
@@ -228,6 +251,7 @@ class EmulatedDevice final : public Device {
   DeviceInfo info_;
   mutable std::mutex mutex_;
   std::unordered_map<void*, std::size_t> sizes_;
+  std::set<EmulatedStream*> streams_;
   uint64_t used_ = 0;
   int64_t n_allocations_ = 0;
 };

@@ -68,8 +68,7 @@ Stack::~Stack() {
 }
 
 void Context::prepare(const Stack& stack, unsigned colour, void (*entry)()) {
-  // Five lines of 64 bytes apart: 64 stacks then spread over the sets of a
-  // cache.
+  // Five lines of 64 bytes apart: 64 stacks then spread over the sets of a cache.
   const std::size_t usable = Stack::kBytes - colour % 64 * 320;
 #if MILLION_SIMT_HAS_UCONTEXT
   getcontext(&state_);

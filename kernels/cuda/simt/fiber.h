@@ -1,14 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// Stacks of their own for the threads of a kernel, and the switch between them.
-// Ten instructions on x86-64, where ucontext would make a system call at every
-// switch; ucontext elsewhere.
+// Stacks of their own for the threads of a kernel, and the switch between them. Ten instructions on
+// x86-64, where ucontext would make a system call at every switch; ucontext elsewhere.
 //
-// The address sanitiser is told of every switch. The thread sanitiser is not:
-// to it a fiber's accesses are those of the OS thread that runs it, so it
-// compares what OS threads do (blocks of a launch, streams), and the fibers of
-// a block, which never run at the same time, cannot give false reports.
-// Functions that are left without returning are not instrumented, for it counts
-// calls.
+// The address sanitiser is told of every switch. The thread sanitiser is not: to it a fiber's
+// accesses are those of the OS thread that runs it, so it compares what OS threads do (blocks of a
+// launch, streams), and the fibers of a block, which never run at the same time, cannot give false
+// reports. Functions that are left without returning are not instrumented, for it counts calls.
 #pragma once
 
 #include <cstddef>
@@ -50,12 +47,11 @@ class Stack {
 /// Where a stack was left.
 class Context {
  public:
-  /// The next switch to this context calls `entry` on `stack`, which must not
-  /// return. `colour` moves the top, so that the stacks of a block do not share
-  /// lines of a cache.
+  /// The next switch to this context calls `entry` on `stack`, which must not return. `colour`
+  /// moves the top, so that the stacks of a block do not share lines of a cache.
   void prepare(const Stack& stack, unsigned colour, void (*entry)());
-  /// Leaves `from` and goes on where `to` was left. A context that is left for
-  /// the `last` time needs another prepare().
+  /// Leaves `from` and goes on where `to` was left. A context that is left for the `last` time
+  /// needs another prepare().
   static void change(Context& from, Context& to, bool last = false);
   /// To be called first thing in `entry`.
   static void entered();

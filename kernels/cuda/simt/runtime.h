@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the parts of the runtime share: the threads of the block at work and
-// their turns.
+// What the parts of the runtime share: the threads of the block at work and their turns.
 #pragma once
 
 #include "kernels/cuda/simt/fiber.h"
@@ -32,8 +31,7 @@ struct Fiber : Thread {
   Context context;
 };
 
-/// Lanes of a warp that have met in a collective. Several, with disjoint masks,
-/// can be under way.
+/// Lanes of a warp that have met in a collective. Several, with different masks, can be under way.
 struct Meeting {
   Op op;
   uint32_t mask, arrived;
@@ -57,20 +55,21 @@ class ReadyList {
   unsigned head_ = 0, tail_ = 0;
 };
 
-/// Shared memory of a block. What lies behind it, up to a page that cannot be
-/// touched, is checked.
+/// Shared memory of a block. What lies behind it, up to a page that cannot be touched, is checked.
 class SharedArena {
  public:
   SharedArena() = default;
-  ~SharedArena();
+  ~SharedArena() { release(); }
   SharedArena(const SharedArena&) = delete;
   SharedArena& operator=(const SharedArena&) = delete;
-  /// `bytes` of NaN. With `slack`, accesses shortly behind the end come back,
-  /// for the race checker to report them.
+  /// `bytes` of NaN. With `slack`, accesses shortly behind the end come back, for the race checker
+  /// to report them.
   unsigned char* clear(std::size_t bytes, bool slack);
   bool end_is_intact() const;
 
  private:
+  void release();
+
   unsigned char* map_ = nullptr;
   std::size_t capacity_ = 0;
   unsigned char *end_ = nullptr,

@@ -35,29 +35,27 @@ void fail(const char* what) {
   std::abort();
 }
 
-// ---- Shared memory
-// -------------------------------------------------------------------------------
+// ---- Shared memory ------------------------------------------------------------------------------
 
 namespace {
 constexpr std::size_t kAlign = 128;         // as MILLION_SHARED has it
 constexpr std::size_t kPage = 64 << 10;     // of any processor
-constexpr std::size_t kSlackBytes = 4096;   // the race checker's: shadow.cpp
 constexpr unsigned char kUnwritten = 0xFF;  // NaN as a half and as a float
 
 std::size_t round_up(std::size_t n, std::size_t unit) { return (n + unit - 1) / unit * unit; }
 }  // namespace
 
-SharedArena::~SharedArena() {
+void SharedArena::release() {
   if (!map_) return;
   ASAN_UNPOISON_MEMORY_REGION(map_, capacity_);
   munmap(map_, capacity_ + kPage);
 }
 
 unsigned char* SharedArena::clear(std::size_t bytes, bool slack) {
-  const std::size_t behind = slack ? kSlackBytes : 0;
+  const std::size_t behind = slack ? kOverrunBytes : 0;
   const std::size_t needed = round_up(bytes, kAlign) + behind;
   if (!map_ || needed > capacity_) {
-    if (map_) munmap(map_, capacity_ + kPage);
+    release();
     capacity_ = round_up(std::max<std::size_t>(needed, 1), kPage);
     void* p = mmap(nullptr, capacity_ + kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
                    -1, 0);
@@ -80,8 +78,7 @@ __attribute__((no_sanitize("address"))) bool SharedArena::end_is_intact() const 
   return true;
 }
 
-// ---- Turns
-// ---------------------------------------------------------------------------------------
+// ---- Turns --------------------------------------------------------------------------------------
 
 namespace {
 
@@ -125,9 +122,7 @@ void Worker::report_deadlock() {
     std::fputc('\n', stderr);
     cur = const_cast<Fiber*>(f);
   }
-  fail(
-      "deadlock: threads of the block wait at different barriers or "
-      "collectives");
+  fail("deadlock: threads of the block wait at different barriers or collectives");
 }
 
 Fiber* Worker::next() {
@@ -167,8 +162,7 @@ void block_barrier() {
   w.wait(me);
 }
 
-// ---- Blocks and launches
-// -------------------------------------------------------------------------
+// ---- Blocks and launches ------------------------------------------------------------------------
 
 void Worker::prepare_threads() {
   const dim3 size = block.bdim;
@@ -210,8 +204,8 @@ void Worker::run_block(dim3 index) {
 
 namespace {
 
-// Workers that no launch uses, with their stacks. Never destroyed, because a
-// thread that outlives main could still return one.
+// Workers that no launch uses, with their stacks. Never destroyed, because a thread that outlives
+// main could still return one.
 class Pool {
  public:
   std::unique_ptr<Worker> take() {

@@ -15,9 +15,6 @@ Report report;
 
 namespace {
 
-// Accesses so far behind the end of shared memory are taken for overruns of it.
-constexpr std::size_t kOverrunBytes = 4096;
-
 void print_finding(const Finding& f) {
   std::fprintf(stderr,
                "simt race checker: %s at shared memory + %zu, block %u,%u,%u: "
@@ -94,8 +91,7 @@ void Shadow::sync_warp(unsigned warp, uint32_t mask) {
     if (mask >> l & 1) std::copy(joined, joined + kWarp, clock.known[l]);
 }
 
-// Whether what `thread` did in this epoch, at `tick`, came before what `me`
-// does now.
+// Whether what `thread` did in this epoch, at `tick`, came before what `me` does now.
 bool Shadow::ordered(const Fiber& me, unsigned thread, uint32_t tick) const {
   if (thread == me.linear) return true;
   return thread / kWarp == me.warp && tick < clocks_[me.warp].known[me.lane][thread % kWarp];

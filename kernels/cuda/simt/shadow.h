@@ -1,19 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
-// Race checker for shared memory. A kernel file that is compiled with
-// -fsanitize=thread calls a hook at every access; tests/simt/race_hooks.cpp
-// gives these hooks to note_access() in place of the sanitizer's own runtime.
-// For every byte the shadow knows the last write and the reads behind it.
+// Race checker for shared memory. A kernel file that is compiled with -fsanitize=thread calls a
+// hook at every access; tests/simt/race_hooks.cpp gives these hooks to note_access() in place of
+// the sanitizer's own runtime. For every byte the shadow knows the last write and the reads behind
+// it.
 //
-// Accesses of two threads are ordered by a __syncthreads between them and, in a
-// warp, by __syncwarps that name both; a chain of these counts. Nothing else
-// orders memory: not shuffles, votes or products, for CUDA promises none, and
-// not the turn that threads happen to take here. Atomics do not race with each
-// other. Between the start of an asynchronous copy and the wait for it nobody
-// may touch where it goes to. Reads of bytes that the block never wrote and
-// accesses behind the end are reported too.
+// Accesses of two threads are ordered by a __syncthreads between them and, in a warp, by
+// __syncwarps that name both; a chain of these counts. Nothing else orders memory: not shuffles,
+// votes or products, for CUDA promises none, and not the turn that threads happen to take here.
+// Atomics do not race with each other. Between the start of an asynchronous copy and the wait for
+// it nobody may touch where it goes to. Reads of bytes that the block never wrote and accesses
+// behind the end are reported too.
 //
-// May miss: of reads by one warp that partial masks order, only the last two
-// groups are kept. No false report is known.
+// May miss: of reads by one warp that partial masks order, only the last two groups are kept. No
+// false report is known.
 #pragma once
 
 #include <atomic>
@@ -25,8 +24,10 @@ namespace simt {
 
 struct Fiber;
 
-/// Places found so far, in all launches; each pair of code addresses counts
-/// once.
+/// Accesses so far behind the end of shared memory are taken for overruns of it.
+inline constexpr std::size_t kOverrunBytes = 4096;
+
+/// Places found so far, in all launches; each pair of code addresses counts once.
 struct Report {
   std::atomic<unsigned> races{0}, uninit{0}, oob{0};
   unsigned total() const { return races + uninit + oob; }
@@ -39,17 +40,14 @@ struct Finding {
   std::size_t offset;  ///< in shared memory
   unsigned block[3];
   unsigned thread, other_thread;
-  const void *code, *other_code;  ///< return addresses; `other_code` is nullptr
-                                  ///< for one-sided ones
+  const void *code, *other_code;  ///< return addresses; the other one may be nullptr
 };
-/// Called once for each place, one call at a time. The default prints the
-/// addresses.
+/// Called once for each place, one call at a time. The default prints the addresses.
 using FindingSink = void (*)(const Finding&);
 void set_finding_sink(FindingSink sink);
 
 enum class Access { kRead, kWrite, kAtomic, kCopyStart, kCopyEnd };
-/// An access of the running CUDA thread; ignored where it is not to shared
-/// memory.
+/// An access of the running CUDA thread; ignored where it is not to shared memory.
 void note_access(const void* p, std::size_t bytes, Access access, const void* code);
 
 class Shadow {
@@ -75,9 +73,8 @@ class Shadow {
     bool atomic, pending;
     const void *write_code, *read_code;
   };
-  // Counts the __syncwarps of a warp. known[me][other]: the last of them
-  // through which `me` has heard of `other`; it knows what `other` did at
-  // earlier ticks.
+  // Counts the __syncwarps of a warp. known[me][other]: the last of them through which `me` has
+  // heard of `other`; it knows what `other` did at earlier ticks.
   struct WarpClock {
     uint32_t now;
     uint32_t known[32][32];
@@ -92,8 +89,7 @@ class Shadow {
   std::vector<Cell> cells_;
   std::vector<WarpClock> clocks_;
   std::size_t bytes_ = 0;
-  // Barriers, counted through all blocks so that cells need no clearing between
-  // them.
+  // Barriers, counted through all blocks so that cells need no clearing between them.
   uint32_t epoch_ = 1, first_epoch_ = 1;
 };
 

@@ -1,18 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-// CUDA kernels on the host: the words of CUDA C++ that kernels use, so that the
-// source that nvcc compiles also runs, and can be sanitised and checked for
-// races, where there is no GPU.
+// CUDA kernels on the host: the words of CUDA C++ that kernels use, so that the source that nvcc
+// compiles also runs, and can be sanitised and checked for races, where there is no GPU.
 //
-// Every CUDA thread is a fiber that runs until it reaches a barrier or a
-// collective of its warp; the last thread to arrive works out the result for
-// all. A block belongs to one OS thread. What CUDA leaves undefined stops the
-// program and names block and thread: lanes of a warp in different collectives,
-// shuffles from absent lanes, threads that wait for each other, writes past the
-// end of shared memory, copies nobody waited for. Shared memory starts as NaN.
+// Every CUDA thread is a fiber that runs until it reaches a barrier or a collective of its warp;
+// the last thread to arrive works out the result for all. A block belongs to one OS thread. What
+// CUDA leaves undefined stops the program and names block and thread: lanes of a warp in different
+// collectives, shuffles from absent lanes, threads that wait for each other, writes past the end of
+// shared memory, copies nobody waited for. Shared memory starts as NaN.
 //
-// Kernels may run on several OS threads at once. Not here: textures,
-// cooperative groups, named barriers, clusters, and static __shared__ arrays
-// (shared memory is one dynamic arena).
+// Kernels may run on several OS threads at once. Not here: textures, cooperative groups, named
+// barriers, clusters, and static __shared__ arrays (shared memory is one dynamic arena).
 #pragma once
 
 #include "kernels/half.h"
@@ -63,9 +60,8 @@ struct Options {
 /// To be set while no kernel runs.
 extern Options options;
 
-/// Runs `body` once for every thread of the grid, with `shared_bytes` of shared
-/// memory a block, and returns when all have ended. Stacks are kept for the
-/// next launch.
+/// Runs `body` once for every thread of the grid, with `shared_bytes` of shared memory a block, and
+/// returns when all have ended. Stacks are kept for the next launch.
 void launch(dim3 grid, dim3 block, std::size_t shared_bytes, const std::function<void()>& body);
 
 /// A stream: runs what it is given, in order.
@@ -100,8 +96,7 @@ void block_barrier();
 void warp_collective(Op op, uint32_t mask, Exchange* lane);
 uint32_t warp_collective(Op op, uint32_t mask, uint32_t value, uint32_t source = 0);
 
-/// Copies of a thread are withheld until it waits for them: as late as the
-/// device may have them.
+/// Copies of a thread are withheld until it waits for them: as late as the device may have them.
 void copy_async(void* to, const void* from, std::size_t bytes);
 void commit_copies();
 void wait_copies(unsigned n_pending_groups);
@@ -121,8 +116,7 @@ T atomic_update(T* p, F&& next_of) {
 
 /// Halves as the device converts them: round to nearest even.
 inline uint16_t half_bits(float x) { return million::float_to_half(x); }
-/// million::half_to_float without a branch, because a matrix product needs
-/// hundreds.
+/// million::half_to_float without a branch, because a matrix product needs hundreds.
 inline float half_value(uint16_t h) {
   const uint32_t magnitude = h & 0x7FFFu;
   const float scaled = std::bit_cast<float>(magnitude << 13) * 0x1.0p112f;
@@ -145,8 +139,7 @@ inline uint16_t fma_half(uint16_t a, uint16_t b, uint16_t c) {
   return half_bits(std::bit_cast<float>(bits));
 }
 
-/// mma.sync.m16n8k16 with f32 sums; fragments as mma_16x8x16 of device.h
-/// describes them.
+/// mma.sync.m16n8k16 with f32 sums; fragments as mma_16x8x16 of device.h describes them.
 void mma_16x8x16(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
                  uint32_t b1);
 void mma_16x8x32(uint32_t (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
@@ -202,8 +195,8 @@ inline int __reduce_add_sync(uint32_t mask, int value) {
       simt::warp_collective(simt::Op::kAddInt, mask, static_cast<uint32_t>(value)));
 }
 
-// Of int, unsigned, unsigned long long and float, in shared and global memory;
-// each returns the value before. They order nothing else, as on the device.
+// Of int, unsigned, unsigned long long and float, in shared and global memory; each returns the
+// value before. They order nothing else, as on the device.
 template <class T>
 T atomicAdd(T* p, std::type_identity_t<T> v) {
   return simt::atomic_update(p, [v](T old) { return static_cast<T>(old + v); });
