@@ -105,7 +105,7 @@ MILLION_DEVICE void nearest(const CodedCodesView& codes, int unit, int m, const 
 }  // namespace coded
 
 /// Grid (tokens / kTokens, units, batch).
-__global__ void __launch_bounds__(coded::kCodeThreads)
+__global__ void __launch_bounds__(coded::kCodeThreads, 3)
     coded_encode_kernel(const CodedEncodeArgs a) {
   using namespace coded;
   MILLION_SHARED(shared);
@@ -147,7 +147,7 @@ __global__ void __launch_bounds__(coded::kCodeThreads)
 }
 
 /// Grid (tokens / kTokens, units, batch).
-__global__ void __launch_bounds__(coded::kCodeThreads)
+__global__ void __launch_bounds__(coded::kCodeThreads, 3)
     coded_decode_kernel(const CodedDecodeArgs a) {
   using namespace coded;
   MILLION_SHARED(shared);

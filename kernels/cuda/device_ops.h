@@ -132,8 +132,8 @@ struct PqDecodeArgs {
 };
 
 /// Codes in a basis that `span` KV heads share (lib/quant/pq_basis.h). Letters as in the
-/// CodedAttendArgs of kernels/ops.h; dsub is 4: M = rank / 4 counts a unit's subspaces. A code takes
-/// a byte.
+/// CodedAttendArgs of kernels/ops.h; dsub is 4: M = rank / 4 counts a unit's subspaces. A code
+/// takes a byte.
 struct CodedCodesView {
   int M, nbits;              ///< nbits 1 to 8
   uint32_t* codes;           ///< [batch][units][strips][8 * M] (kernels/cuda/coded_layout.h)

@@ -80,7 +80,8 @@ struct Builder {
   void add_merge(const Parts& from) {
     MergeArgs a = merge(from, m.head_dim);
     a.parts.first = 0;
-    a.out = pools.work<uint16_t>(size(shape.batch * m.n_heads * m.head_dim));
+    made.n_out = size(shape.batch * m.n_heads * m.head_dim);
+    made.out = a.out = pools.work<uint16_t>(made.n_out);
     add("merge_parts", 0.0, [a](StreamHandle s, int) { return ops().merge_parts(s, a); });
   }
   /// Attention over what a quantized cache holds exactly, as parts from `first` on.

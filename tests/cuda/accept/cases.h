@@ -81,7 +81,9 @@ struct Step {
 };
 struct Case {
   int copies = 1, splits = 0;
-  std::string not_run;  ///< why it cannot run here: memory, shared memory
+  std::string not_run;            ///< why it cannot run here: memory, shared memory
+  const uint16_t* out = nullptr;  ///< [n_out] halves that attention ends in
+  std::size_t n_out = 0;
   std::vector<Step> steps;  ///< all of them, in this order, are the attention of a layer
 };
 
