@@ -5,6 +5,7 @@
 #include "lib/core/files.h"
 #include "lib/core/parallel.h"
 #include "lib/core/progress.h"
+#include "lib/device/native_device.h"
 #include "lib/results/hdf5_file.h"
 #include "lib/results/provenance.h"
 
@@ -41,7 +42,7 @@ std::string version_text() {
   const Json libraries = library_versions();
   for (const auto& [name, version] : libraries.items())
     text += fmt::format(", {} {}", name, version.get<std::string>());
-  return text + ", cuda off\n";
+  return text + (built_with_cuda() ? ", cuda on\n" : ", cuda off\n");
 }
 
 void start_log(int verbosity) {

@@ -118,8 +118,8 @@ TEST_CASE("greedy continuation equals the golden one, matrix and single steps, i
   const auto model = default_model();
   for (DecodeCompute compute :
        {DecodeCompute::kInt8, DecodeCompute::kInt8x2, DecodeCompute::kExact}) {
-    Generator generator(model, {PrefillCompute::kF32, compute, 512},
-                        exact_method(model->config.geometry()), SamplerOptions{}, false);
+    Generator generator(model, {{PrefillCompute::kF32, compute, 512}},
+                        exact_method(model->config.geometry()), SamplerOptions{});
     const Generation g = generator.run(prompt, static_cast<int>(expected.size()), false,
                                        [](std::string_view) { return true; });
     CHECK(g.ids == expected);

@@ -2,9 +2,11 @@
 // The whole decoder on the emulated device against the CPU's: logits of a tiny model for fp16 and
 // fused methods, prompts in chunks and single tokens through window flushes, a replayed step.
 #include "lib/core/error.h"
+#include "lib/core/files.h"
+#include "lib/core/json.h"
 #include "lib/core/rng.h"
 #include "lib/eval/method_factory.h"
-#include "lib/model/engine.h"
+#include "lib/model/generator.h"
 #include "tests/scratch.h"
 #include "tests/tiny_model.h"
 
@@ -23,6 +25,12 @@ namespace {
 std::shared_ptr<const Model> tiny(const TinyModelSpec& spec = {}) {
   const Scratch folder;
   return Model::load(write_tiny_model(spec, folder / "tiny.gguf"));
+}
+
+std::shared_ptr<const Model> default_model() {
+  const char* path = std::getenv("MILLION_MODEL");
+  return Model::load(path ? path
+                          : MILLION_SOURCE_DIR "/data/models/SmolLM2-135M-Instruct.Q4_1.gguf");
 }
 
 std::vector<int32_t> random_ids(int n, int n_vocab, uint64_t seed) {
@@ -90,8 +98,9 @@ TEST_CASE("device engine: logits of a tiny model as on the CPU", "[device]") {
         .tied = false,
         .rope_scaling = "yarn"}}) {
     const auto model = tiny(spec);
-    for (const char* text : {"fp16", "pq:M=32,nbits=8,frame=off,sinks=4", "pq:M=16,nbits=8,sinks=4,span=1",
-                             "kivi:bits=4,group=32,residual=64", "kvquant:bits=4,outliers=0.01"}) {
+    for (const char* text :
+         {"fp16", "pq:M=32,nbits=8,frame=off,sinks=4", "pq:M=16,nbits=8,sinks=4,span=1",
+          "kivi:bits=4,group=32,residual=64", "kvquant:bits=4,outliers=0.01"}) {
       const Method method = make_method(model, text);
       const auto run = [&](Backend backend, int prompt) {
         return logits(*make_engine(model, method, options(backend, 48, 240)), ids, prompt);
@@ -106,9 +115,7 @@ TEST_CASE("device engine: logits of a tiny model as on the CPU", "[device]") {
 }
 
 TEST_CASE("device engine: the default model's logits as on the CPU", "[device][model]") {
-  const char* path = std::getenv("MILLION_MODEL");
-  const auto model =
-      Model::load(path ? path : MILLION_SOURCE_DIR "/data/models/SmolLM2-135M-Instruct.Q4_1.gguf");
+  const auto model = default_model();
   const auto ids = model->tokenizer.encode(
       "The key-value cache of a transformer holds one key and one value for each token, layer and "
       "head. Its size grows with the length of the text, and every step of decoding reads it all.");
@@ -122,6 +129,18 @@ TEST_CASE("device engine: the default model's logits as on the CPU", "[device][m
     std::printf("device engine, default model, %-40s %.1e\n", text, error);
     CHECK(error < (std::string(text) == "fp16" ? 5e-3 : kCodedBound));
   }
+}
+
+TEST_CASE("device engine: greedy text of the default model is the golden one", "[device][model]") {
+  const Json golden = Json::parse(read_file(MILLION_TEST_DIR "/golden/logits.json"))["greedy"];
+  const auto model = default_model();
+  Generator generator(model, options(Backend::kCudaEmulated, 512, 128),
+                      exact_method(model->config.geometry()), SamplerOptions{});
+  const auto expected = golden["generated_ids"].get<std::vector<int32_t>>();
+  const Generation g = generator.run(golden["prompt_ids"].get<std::vector<int32_t>>(),
+                                     static_cast<int>(expected.size()), false,
+                                     [](std::string_view) { return true; });
+  CHECK(g.ids == expected);
 }
 
 TEST_CASE("device engine: a cleared engine repeats itself, a bad token is named", "[device]") {

@@ -40,7 +40,11 @@ std::shared_ptr<Device> shared_device(Backend backend) {
   return device;
 }
 
-#ifndef MILLION_CUDA
+#ifdef MILLION_CUDA
+bool built_with_cuda() { return true; }
+#else
+bool built_with_cuda() { return false; }
+
 std::shared_ptr<Device> make_native_device() {
   fail(ErrorCode::kNoResources,
        "--backend cuda: this program was built without CUDA; build with the preset cuda where the "

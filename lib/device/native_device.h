@@ -6,6 +6,9 @@
 
 namespace million {
 
+/// Whether this build has the kernels for GPUs.
+bool built_with_cuda();
+
 /// The first device that the driver shows. Error(kNoResources) as shared_device().
 std::shared_ptr<Device> make_native_device();
 

@@ -43,18 +43,22 @@ class Bench {
   }
 
  private:
-  bool late() {
+  bool late() const {
     const std::chrono::duration<double> s = std::chrono::steady_clock::now() - begin_;
     return s.count() > options_.seconds;
   }
-  void row(const Shape& shape, const Method& method, const Case& c, const Step& step,
-           const Time& time) {
+  static void print_head(const Shape& shape, const Method& method) {
     const Model& m = shape.model;
     std::printf(
-        "{\"kernel\": \"%s\", \"method\": \"%s\", \"model\": \"%s\", \"shape\": \"d%d G%d KV%d\", "
-        "\"batch\": %d, \"tokens\": %d, \"splits\": %d, ",
-        step.kernel.c_str(), method.name(m).c_str(), m.name, m.head_dim, m.n_heads / m.n_kv_heads,
-        m.n_kv_heads, shape.batch, shape.tokens, c.splits);
+        "{\"method\": \"%s\", \"kind\": \"%s\", \"bits\": %d, \"passes\": %d, "
+        "\"model\": \"%s\", \"shape\": \"d%d G%d KV%d\", \"batch\": %d, \"tokens\": %d, ",
+        method.name(m).c_str(), method.kind_name(), method.bits, method.two_pass ? 2 : 1, m.name,
+        m.head_dim, m.n_heads / m.n_kv_heads, m.n_kv_heads, shape.batch, shape.tokens);
+  }
+  void row(const Shape& shape, const Method& method, const Case& c, const Step& step,
+           const Time& time) {
+    print_head(shape, method);
+    std::printf("\"kernel\": \"%s\", \"splits\": %d, ", step.kernel.c_str(), c.splits);
     if (time.us < 0) {
       failed_ = true;
       std::printf("\"error\": \"%s\"}\n", time.error.c_str());
@@ -65,10 +69,8 @@ class Bench {
     std::fflush(stdout);
   }
   void not_run(const Shape& shape, const Method& method, const std::string& why) {
-    std::printf(
-        "{\"method\": \"%s\", \"model\": \"%s\", \"batch\": %d, \"tokens\": %d, "
-        "\"not_run\": \"%s\"}\n",
-        method.name(shape.model).c_str(), shape.model.name, shape.batch, shape.tokens, why.c_str());
+    print_head(shape, method);
+    std::printf("\"not_run\": \"%s\"}\n", why.c_str());
   }
   Time time(const Case& c, const Call& call) {
     return time_calls(c.copies * std::max(1, kCalls / c.copies), call);

@@ -274,6 +274,11 @@ std::string Method::name(const Model& model) const {
   return "?";
 }
 
+const char* Method::kind_name() const {
+  const char* names[] = {"fp16", "pq", "kivi", "ours"};
+  return names[static_cast<int>(kind)];
+}
+
 Case attention_case(const Machine& machine, Pools& pools, const Shape& shape, const Method& method,
                     int factor) {
   pools.reset();

@@ -27,6 +27,7 @@ struct Method {
   int bits;               ///< a value
   bool two_pass = false;  ///< kPq
   std::string name(const Model& model) const;
+  const char* kind_name() const;  ///< as in roofline.py
 };
 
 /// Device memory of random contents, from which cases cut their arrays. A case starts with reset().
