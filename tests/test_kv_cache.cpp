@@ -149,6 +149,22 @@ TEST_CASE("encoding in the background gives the bits of synchronous encoding") {
   }
 }
 
+TEST_CASE("chunks decode codes while the worker appends later ones") {
+  const Rows rows(16);
+  for (const char* text : {"kvquant:bits=4,outliers=0.01", "pq:M=32,nbits=8,frame=off,sinks=4"}) {
+    INFO(text);
+    const Method method = make_method(text, rows);
+    const std::vector<int> pieces(rows.n / 35, 35);
+    KvCache sync(rows.g, method, Protocol::kDecodePath, false);
+    const AlignedVector<float> expected = run(sync, rows, pieces);
+    for (int round = 0; round < 5; ++round) {
+      KvCache async(rows.g, method, Protocol::kDecodePath, true);
+      const AlignedVector<float> got = run(async, rows, pieces);
+      CHECK(std::memcmp(got.data(), expected.data(), got.size() * sizeof(float)) == 0);
+    }
+  }
+}
+
 TEST_CASE("a cleared cache is a new one") {
   const Rows rows(7);
   for (bool async : {false, true}) {

@@ -184,7 +184,10 @@ void KvCache::Impl::fill_tiles(Layer& layer, int64_t n_after) {
       const int64_t end = std::min(s.n_coded, begin + kTileTokens);
       if (begin >= end) continue;
       float* rows = s.coded.at(head, n_sink_rows + begin);
-      s.kind.store().decode(head, static_cast<int>(begin), static_cast<int>(end), rows);
+      {
+        std::shared_lock lock(s.kind.mutex());  // the worker may append later tokens' codes
+        s.kind.store().decode(head, static_cast<int>(begin), static_cast<int>(end), rows);
+      }
       rotate_decoded(s.kind, rows, n_sink_rows + begin, end - begin);
     }
   });

@@ -8,9 +8,13 @@ setup() { common_setup; }
 @test "accuracy rows of the emulated device are the CPU's within noise" {
   local backend methods=(--codec fp16 --codec pq:M=32,nbits=8,frame=off,sinks=4 --codec
     kivi:bits=4,group=32,residual=32 --codec pq:M=16,nbits=8,sinks=4)
+  text=$root/data/text
+  [ -f "$text/handbook-evaluation.txt" ] || skip "no text (data/fetch.sh brings it)"
   for backend in cpu cuda-emulated; do
-    small kv-eval --calib-text calib.txt --calib-tokens 2048 --calib-context 256 --codebooks books \
-      "${methods[@]}" --protocol decode-path --backend "$backend" --json "$backend.jsonl"
+    "$bin/kv-eval" "$model" --text "$text/handbook-evaluation.txt" -q --context 256 --windows 1 \
+      --calib-text "$text/handbook-calibration.txt" --calib-tokens 2048 --codebooks books \
+      "${methods[@]}" --no-distortion --protocol decode-path --backend "$backend" \
+      --json "$backend.jsonl"
   done
   "$python" - cpu.jsonl cuda-emulated.jsonl <<'P'
 import json, sys

@@ -214,3 +214,142 @@ PYTHON
   echo '{"status": "failed", "method": "fp16"}' >empty.jsonl
   fails_with 3 'empty.jsonl' "$python" "$root/plots/plot_quality.py" empty.jsonl --out x
 }
+
+@test "reproduce.sh --gpu without a GPU: one line that names what is missing, exit 4" {
+  fails_with 4 'missing here: a GPU .*weights in MILLION_MODELS of Llama-2-7B.*EMULATED=1' \
+    env CUDA_VISIBLE_DEVICES= MILLION_MODELS="$PWD" "$root/reproduce.sh" --gpu
+  [ -z "$output" ]
+}
+
+# Programs that write a row for each method, but have no memory for fp16 at a depth of 1014 and
+# fail on KIVI; three models: a file, a folder of another form, nothing.
+gpu_stage() {
+  mkdir -p bin configs weights/tiny-b-hf
+  echo gguf >weights/Tiny-A-F16.gguf
+  cat >bin/kv-eval <<'PYTHON'
+#!/usr/bin/env python3
+import hashlib, json, sys
+args = [a for a in sys.argv[1:] if a not in ("bench", "--no-distortion")]
+flags = list(zip(args[1::2], args[2::2]))
+print(*sys.argv[1:], file=open("calls", "a"))
+f = {k[2:]: v for k, v in flags}
+sha = lambda path: hashlib.sha256(open(path, "rb").read()).hexdigest()
+for method in [v for k, v in flags if k == "--codec"]:
+    if method == "fp16" and f.get("depths") == "1014":
+        sys.exit(print("kv-decode: 64.0 GiB are needed", file=sys.stderr) or 4)
+    if method.startswith("kivi"):
+        sys.exit(print("kv-decode: broken", file=sys.stderr) or 1)
+    row = {"key": str(len(flags)), "status": "ok", "method": method,
+           "inputs": {"model_sha256": sha(args[0])}, "config": {"backend": f["backend"]}}
+    if "depths" in f:
+        row["config"] |= {"depth": int(f["depths"]), "steps": int(f["steps"]),
+                          "repeats": int(f["reps"]), "fill": f["fill"]}
+    else:
+        row["inputs"]["text_sha256"] = sha(f["text"])
+        row["config"] |= {"context": int(f["context"]), "windows": int(f["windows"]),
+                          "protocol": f["protocol"], "paper_protocol": False}
+    print(json.dumps(row), file=open(f["json"], "a"))
+PYTHON
+  chmod +x bin/kv-eval
+  cp bin/kv-eval bin/kv-decode
+  cat >configs/a.toml <<'TOML'
+name = "Tiny-A"
+trained_context = 512
+batch = 1
+files = ["*tiny-a?f16.gguf"]
+other_forms = []
+[calibration]
+tokens = 64
+context = 64
+[perplexity]
+context = 128
+windows = {quick = 1, full = 0}
+methods = ["fp16", "pq:M=64,nbits=8"]
+paper_protocol = []
+[speed]
+contexts = [512, 1024]
+steps = 5
+repeats = {quick = 1, full = 1}
+methods = ["fp16", "pq:M=64,nbits=8"]
+not_run = [{methods = ["kvquant:bits=4"], reason = "no kernel"}]
+TOML
+  printf '%s\n' 'base = "a"' 'name = "Tiny-B"' 'files = ["*tiny-b.gguf"]' \
+    'other_forms = ["tiny-b-hf"]' >configs/b.toml
+  printf '%s\n' 'base = "a"' 'name = "Tiny-C"' 'files = ["*tiny-c.gguf"]' >configs/c.toml
+}
+gpu_rows() {
+  "$python" "$root/experiments/07_gpu_paper/rows.py" --configs configs --models weights --bin bin \
+    --out out --text eval.txt --calib-text calib.txt "$@"
+}
+
+@test "rows of a GPU run: each missing one is run, what cannot run is listed with its reason" {
+  gpu_stage
+  gpu_rows
+  [ "$(wc -l <out/a/eval.jsonl)" = 2 ]
+  [ "$(wc -l <out/a/bench.jsonl)" = 3 ]   # fp16 at 1024 has no memory, PQ there has a row
+  [ "$(grep -c . calls)" = 5 ]            # perplexity, two contexts, and the two of 1024 apart
+  grep -q '"a".*time per token at 1K.*"fp16".*64.0 GiB are needed' out/skipped.jsonl
+  grep -q 'kvquant:bits=4.*no kernel' out/skipped.jsonl
+  grep -q '"b".*tiny-b-hf, but only GGUF' out/skipped.jsonl
+  grep -q '"c".*no weights' out/skipped.jsonl
+  : >calls
+  gpu_rows
+  [ "$(grep -c . calls)" = 1 ]            # the row that is still missing, and no other
+  sed -i 's/"fp16", "pq:M=64,nbits=8"/"fp16", "kivi:bits=2"/' configs/a.toml
+  run gpu_rows
+  [ "$status" = 5 ]
+  grep -q '"failed".*kivi:bits=2.*broken' out/skipped.jsonl
+  sed -i 's/^steps/stepz/' configs/a.toml
+  fails_with 3 "a.toml: unknown key 'stepz'" gpu_rows
+}
+
+# gpu_records BACKEND: bench and perplexity rows of a model by the name of one of the paper's.
+gpu_records() {
+  "$python" - "$1" <<'PYTHON'
+import json, os, sys
+os.makedirs("gpu/llama-2-7b", exist_ok=True)
+pq = "pq:M=64,nbits=8,scope=model,frame=off"
+with open("gpu/llama-2-7b/bench.jsonl", "w") as out:
+    for method, ms in (("fp16", 30.0), (pq + ",window=128", 12.5)):
+        print(json.dumps({"key": method, "status": "ok", "method": method,
+            "config": {"backend": sys.argv[1], "device": "Tiny GPU", "depth": 32708, "steps": 10,
+                       "repeats": 5, "fill": "synthetic", "attention": "fused"},
+            "metrics": {"tpot_ms": {"value": ms}}, "bytes": {"kv": 1 << 30, "shared": 1 << 20},
+            "timing": {"step_ms": {"median": ms, "raw": [ms - 1, ms, ms + 1]}}}), file=out)
+with open("gpu/llama-2-7b/eval.jsonl", "w") as out:
+    for method, ppl in (("fp16", 6.0), (pq, 6.3)):
+        print(json.dumps({"key": method, "status": "ok", "method": method,
+            "config": {"backend": sys.argv[1], "protocol": "all-distorted", "context": 4096,
+                       "windows": 4}, "inputs": {"text": "book.txt"},
+            "metrics": {"ppl": {"value": ppl, "se": 0.1}, "kl": {"value": 0.01},
+                        "ppl_increase_percent": {"value": 100 * (ppl / 6 - 1), "se": 0.2}},
+            "bits": {"nominal": 4, "cache": 12},
+            "bytes": {"codes": 100, "window": 200, "shared": 7}}), file=out)
+    print('{"torn', file=out)
+with open("gpu/skipped.jsonl", "w") as out:
+    for method in ("fp16", "kivi:bits=4"):
+        print(json.dumps({"key": method, "status": "skipped", "method": method, "reason": "memory",
+            "config": {"model": "llama-2-7b", "what": "time per token at 128K"}}), file=out)
+PYTHON
+  "$python" "$root/experiments/07_gpu_paper/table.py" gpu \
+    --published "$root/experiments/07_gpu_paper/published.json" >gpu.md
+}
+
+@test "tables of a GPU run: times, speed-up and published numbers beside ours, skipped rows" {
+  gpu_records cuda
+  grep -qF '| pq:M=64,nbits=8,scope=model,frame=off,window=128 | 12.50 ± 0.5 |' gpu.md
+  grep -qF '| pq:M=64,nbits=8,scope=model,frame=off,window=128 | 2.40 |' gpu.md
+  grep -qF '| method | 32K |' gpu.md
+  grep -qF '| published, PQ 64×8 | 2.55 |' gpu.md
+  # another text than the paper's: its increase stands beside ours, its perplexity does not
+  grep -qF '=off | 4 | 4 | 6.300 ± 0.1 | 5.00 ± 0.2 | 0.01 | 4.23 |' gpu.md
+  grep -qF '| time per token at 128K: fp16, kivi:bits=4 | skipped | memory |' gpu.md
+  run ! grep -q emulated gpu.md
+}
+
+@test "tables of an emulated run say so everywhere and hold no time" {
+  gpu_records cuda-emulated
+  grep -qF 'emulation, not a time' gpu.md
+  run ! grep -qE '12\.5|2\.40|speed-up|published' gpu.md
+  [ "$(grep -c '^### ' gpu.md)" = "$(grep -c '^### .*(emulated on the host, no result)$' gpu.md)" ]
+}

@@ -3,9 +3,10 @@
 """Compiles the device kernels for every target and holds what ptxas reports to a budget. No GPU.
 
 Fails on warnings, register spills, and kernels above their registers or static shared memory in
-register_budget.json (kernels keep shared memory in one dynamic arena, so that is 0). Where nvdisasm
-is at hand, or can be installed from PyPI into the build folder, the machine instructions of the main
-loops are counted too (sass_loop.py, sass_budget.json); else that is reported as not run.
+register_budget.json (kernels keep shared memory in one dynamic arena, so that is 0). Where
+nvdisasm is at hand, or can be installed from PyPI into the build folder, the machine instructions
+of the main loops are counted too (sass_loop.py, sass_budget.json); else that is reported as not
+run.
 
 Compiled files are kept in the build folder; only what changed is compiled again.
 
