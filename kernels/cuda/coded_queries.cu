@@ -2,10 +2,13 @@
 // What stands before and behind attention on codes in a basis: queries turned to every frame and
 // put into the codes' coordinates, and sums of values put back into channels.
 //
-// turn_queries: 16 rows of one KV head a block, a row = (frame, query head). All products run on
-// tensor cores with f32 as two halves, so that only f32 rounding is left: rows times the bytes of
-// D^T, rows times the mean's vectors, and these times their functions of the place. Then a row
-// becomes fixed point of 16 bits, in steps that also hold the mean's part.
+// turn_queries: a warp takes 16 frames of one query head, and then the next 16 of its block's.
+//   query   turned in registers, straight in the operands' order, in 16-bit fixed point; its steps
+//           follow from the longest pair of channels, which turning leaves alone
+//   axes    products of bytes with D^T, exact; a row's sums stay in registers until its largest is
+//           known, and become 16 bits (ranks that are too large for that are summed twice)
+//   mean    f32 as two halves on tensor cores, so that only f32 rounding is left: the query times
+//           the mean's vectors, and these times their functions of the place
 #include "kernels/cuda/attention_coded.h"
 
 #include "kernels/cuda/coded_kernels.h"
@@ -15,14 +18,10 @@ namespace million::cuda::MILLION_CUDA_NS {
 
 namespace coded {
 
-constexpr int kRows = 16, kThreads = 128, kWarps = kThreads / 32;
-/// Floats from row to row in shared memory: rows that are read by columns of four begin 16 banks
-/// apart, rows that are written by pairs 8.
-MILLION_HD constexpr int read_stride(int n) { return (n + 15) / 32 * 32 + 16; }
-MILLION_HD constexpr int write_stride(int n) { return (n + 23) / 32 * 32 + 8; }
-/// Sums of 16-bit queries times bytes stay below 2^30 up to rank 256; beyond, queries get fewer
-/// bits. The mean's part stays below 2^29.
-constexpr float kQueryRange = 32512.0f, kBiasRange = 536870912.0f;
+constexpr int kRows = 16, kThreads = 256, kWarps = kThreads / 32;
+/// Sums of 16-bit queries times bytes stay below 1.06 * 10^9 up to rank 256 (beyond, queries get
+/// fewer bits), and so does the mean's part: both together fit in 31 bits.
+constexpr float kQueryRange = 32512.0f, kBiasRange = 1.06e9f;
 
 /// Frames that hold coded tokens.
 struct Frames {
@@ -36,259 +35,527 @@ MILLION_DEVICE Frames coded_frames(const TurnQueriesArgs& a) {
   return {begin, end < a.turned.frames ? end : a.turned.frames};
 }
 
-/// A row of this block. Indices fit in 32 bits: there are at most 2^24 (head, frame) of all
-/// sequences.
-struct alignas(16) Row {
-  int line;   ///< in TurnedQueries; -1: the frame holds no coded tokens
-  int query;  ///< of all sequences
-  int turn;   ///< of the frame's first position in cosines and sines
-  int unused;
-};
-
 /// A block's memory.
 struct Arena {
-  Row* row;
-  float* queries;   ///< [kRows][read_stride(d)] turned back to their frame
-  float* products;  ///< [kRows][read_stride(n_places)] of these and the mean's vectors
-  float* turned;    ///< [kRows][write_stride(rank)] in the basis, in steps of the keys
-  float* bias;      ///< [kRows][write_stride(frame)]
-  int product_stride, turned_stride, bias_stride;
-  int floats;  ///< all of it
+  float* query;    ///< [d] in steps of this head
+  float* lengths;  ///< [d] of the pairs of channels
+  float* scale;    ///< [rank] of axes; then what takes the sums' offset off
+  float* offset;
+  uint4* basis;   ///< [rank / 8][d / 64][lane] operands; not where `global`
+  uint4* mean;    ///< [n_places / 8][d / 16][lane] operands: halves, and what they leave
+  uint4* places;  ///< [frame / 8][n_places / 16][lane] likewise
+  float* most;    ///< [kWarps] largest values of functions of the place
+  float4* kept;   ///< [warp][n_places / 8][lane] products with the mean's vectors
+  int floats;     ///< all of it
 
-  MILLION_HD Arena(unsigned char* memory, int d, const CodedShape& s)
-      : product_stride(read_stride(s.n_places)),
-        turned_stride(write_stride(s.rank)),
-        bias_stride(write_stride(s.frame)) {
-    row = reinterpret_cast<Row*>(memory);
-    queries = reinterpret_cast<float*>(memory) + 4 * kRows;
-    products = queries + kRows * read_stride(d);
-    turned = products + (s.n_places > 0 ? kRows * product_stride : 0);
-    bias = turned + kRows * turned_stride;
-    floats = 4 * kRows + kRows * (read_stride(d) + turned_stride);
-    if (s.n_places > 0) floats += kRows * (product_stride + bias_stride);
+  MILLION_HD Arena(unsigned char* memory, int d, const CodedShape& s, bool global) {
+    float* const first = reinterpret_cast<float*>(memory);
+    query = first, lengths = query + d, scale = lengths + d, offset = scale + s.rank;
+    basis = reinterpret_cast<uint4*>(offset + s.rank);
+    const int basis_words = global ? 0 : s.rank / 8 * (d / 64) * 32;
+    mean = basis + basis_words;
+    places = mean + s.n_places / 8 * (d / 16) * 32;
+    const int place_words = s.n_places > 0 ? s.frame / 8 * (s.n_places / 16) * 32 : 0;
+    most = reinterpret_cast<float*>(places + place_words);
+    kept = reinterpret_cast<float4*>(most + kWarps);
+    floats = 2 * d + 2 * s.rank + kWarps +
+             4 * (basis_words + s.n_places / 8 * (d / 16) * 32 + place_words +
+                  kWarps * s.n_places / 8 * 32);
   }
 };
 
-/// Queries turned back by whole frames; rows that are not there are zeros.
-template <int kDim>
-MILLION_DEVICE void turn_rows(const TurnQueriesArgs& a, const Arena& arena) {
-  constexpr int kHalf = kDim / 2;
-  // A thread keeps its pair of channels.
-  const int pair = static_cast<int>(threadIdx.x) % kHalf, n_pairs = a.shape.n_pairs;
-  const bool turned = pair < n_pairs, halves = turned && !a.shape.adjacent;
-  const int c0 = halves ? pair : 2 * pair, c1 = halves ? pair + n_pairs : 2 * pair + 1;
-  MILLION_UNROLL
-  for (int i = 0; i < kRows * kHalf / kThreads; ++i) {
-    const int index = static_cast<int>(threadIdx.x) / kHalf + i * (kThreads / kHalf);
-    const Row row = arena.row[index];
-    float x0 = 0.0f, x1 = 0.0f;
-    if (row.line >= 0) {
-      const uint16_t* q = a.query.q + static_cast<size_t>(row.query) * kDim;
-      x0 = from_half(q[c0]), x1 = from_half(q[c1]);
-      if (turned) {
-        const float c = a.shape.cosines[row.turn + pair], s = a.shape.sines[row.turn + pair];
-        const float y0 = x0 * c + x1 * s;
-        x1 = x1 * c - x0 * s;
-        x0 = y0;
-      }
-    }
-    float* to = arena.queries + index * read_stride(kDim);
-    to[c0] = x0, to[c1] = x1;
+/// Channels in the order of the operands: for each four pairs, their first channels and then their
+/// second ones. Channels that are not turned come in pairs too.
+struct Turning {
+  int n_pairs;
+  bool adjacent;
+
+  MILLION_DEVICE explicit Turning(const CodedShape& s) : n_pairs(s.n_pairs), adjacent(s.adjacent) {}
+  MILLION_DEVICE int channel(int pair, int second) const {
+    return adjacent || pair >= n_pairs ? 2 * pair + second : pair + second * n_pairs;
   }
-}
+};
 
 /// Four floats as halves, and what these leave.
-MILLION_DEVICE void split_halves(const float4& v, uint32_t (&high)[2], uint32_t (&low)[2]) {
-  high[0] = pack_halves(v.x, v.y), high[1] = pack_halves(v.z, v.w);
-  low[0] = pack_halves(v.x - low_half(high[0]), v.y - high_half(high[0]));
-  low[1] = pack_halves(v.z - low_half(high[1]), v.w - high_half(high[1]));
+MILLION_DEVICE void split_halves(const float (&v)[4], uint32_t (&high)[2], uint32_t (&low)[2]) {
+  high[0] = pack_halves(v[0], v[1]), high[1] = pack_halves(v[2], v[3]);
+  low[0] = pack_halves(v[0] - low_half(high[0]), v[1] - high_half(high[0]));
+  low[1] = pack_halves(v[2] - low_half(high[1]), v[3] - high_half(high[1]));
+}
+MILLION_DEVICE uint4 split_operand(float v0, float v1, float v2, float v3) {
+  uint32_t high[2], low[2];
+  split_halves({v0, v1, v2, v3}, high, low);
+  return {high[0], high[1], low[0], low[1]};
 }
 
-/// 16 columns of 16 rows as operands. Lane 4 n + j takes columns 4 j to 4 j + 3 of rows n and n +
-/// 8: any order does that the other operand has too, and this is the order of a word of D^T.
+/// 16 columns of 16 rows as an operand.
 struct Split {
   uint32_t high[2][2], low[2][2];  ///< [row n or n + 8]
 
-  MILLION_DEVICE void load(const float* rows, int stride, int lane) {
-    MILLION_UNROLL
-    for (int r = 0; r < 2; ++r)
-      split_halves(
-          *reinterpret_cast<const float4*>(rows + (lane / 4 + 8 * r) * stride + lane % 4 * 4),
-          high[r], low[r]);
-  }
-  /// sum += (high + low) * b
-  MILLION_DEVICE void multiply(float (&sum)[4], uint32_t b0, uint32_t b1) const {
-    mma_16x8x16(sum, low[0][0], low[1][0], low[0][1], low[1][1], b0, b1);
-    multiply_high(sum, b0, b1);
-  }
-  MILLION_DEVICE void multiply_high(float (&sum)[4], uint32_t b0, uint32_t b1) const {
-    mma_16x8x16(sum, high[0][0], high[1][0], high[0][1], high[1][1], b0, b1);
-  }
-  /// The same with four floats of a column, `step` apart.
-  MILLION_DEVICE void multiply_floats(float (&sum)[4], const float* b, int step) const {
-    uint32_t b_high[2], b_low[2];
-    split_halves(float4{b[0], b[step], b[2 * step], b[3 * step]}, b_high, b_low);
-    multiply_high(sum, b_low[0], b_low[1]);
-    multiply(sum, b_high[0], b_high[1]);
+  /// sums += (high + low) * (high + low of b), for two tiles in turn.
+  MILLION_DEVICE void multiply(float (&sums)[2][4], const uint4& b0, const uint4& b1) const {
+    mma_16x8x16(sums[0], low[0][0], low[1][0], low[0][1], low[1][1], b0.x, b0.y);
+    mma_16x8x16(sums[1], low[0][0], low[1][0], low[0][1], low[1][1], b1.x, b1.y);
+    mma_16x8x16(sums[0], high[0][0], high[1][0], high[0][1], high[1][1], b0.z, b0.w);
+    mma_16x8x16(sums[1], high[0][0], high[1][0], high[0][1], high[1][1], b1.z, b1.w);
+    mma_16x8x16(sums[0], high[0][0], high[1][0], high[0][1], high[1][1], b0.x, b0.y);
+    mma_16x8x16(sums[1], high[0][0], high[1][0], high[0][1], high[1][1], b1.x, b1.y);
   }
 };
 
-/// Columns 2j, 2j + 1 from `to` on of rows n and n + 8.
-MILLION_DEVICE void store_sums(const float (&sum)[4], float* to, int stride, int lane) {
-  float* at = to + lane / 4 * stride + lane % 4 * 2;
-  *reinterpret_cast<float2*>(at) = float2{sum[0], sum[1]};
-  *reinterpret_cast<float2*>(at + 8 * stride) = float2{sum[2], sum[3]};
+MILLION_DEVICE uint32_t float_bits(float x) {
+  uint32_t b;
+  memcpy(&b, &x, 4);
+  return b;
+}
+MILLION_DEVICE float bits_float(uint32_t b) {
+  float x;
+  memcpy(&x, &b, 4);
+  return x;
 }
 
-/// Queries times this KV head's part of D^T in the steps that scores need, and times the mean.
+/// The query to shared memory in the operands' order, with the lengths of its pairs.
 template <int kDim>
-MILLION_DEVICE void rotate_rows(const TurnQueriesArgs& a, const Arena& arena) {
-  const int lane = static_cast<int>(threadIdx.x & 31), n = lane >> 2, j = lane & 3;
-  const int column = static_cast<int>(threadIdx.x >> 5) * 8;  // of this warp's first eight
-  const int rank = a.shape.rank, n_places = a.shape.n_places;
-  const int kv = static_cast<int>(blockIdx.y), unit = kv / a.shape.span;
-  Split queries[kDim / 16];
+MILLION_DEVICE void load_query(const TurnQueriesArgs& a, const Arena& arena) {
+  const Turning turning(a.shape);
+  const auto line = blockIdx.z * static_cast<unsigned>(a.query.n_heads) + blockIdx.y;
+  const uint16_t* q = a.query.q + static_cast<size_t>(line) * kDim;
+  const int at = static_cast<int>(threadIdx.x), pair = at / 8 * 4 + at % 4, second = at / 4 % 2;
+  if (at >= kDim) return;
+  const float x = from_half(q[turning.channel(pair, second)]);
+  const float other = from_half(q[turning.channel(pair, 1 - second)]);
+  arena.query[at] = x;
+  arena.lengths[at] = x * x + other * other;
+}
+
+/// The query in steps of the longest pair; returns the step.
+template <int kDim>
+MILLION_DEVICE float scale_query(const Arena& arena) {
+  const int at = static_cast<int>(threadIdx.x), lane = at & 31;
+  float top = 0.0f;
   MILLION_UNROLL
-  for (int k = 0; k < kDim / 16; ++k)
-    queries[k].load(arena.queries + 16 * k, read_stride(kDim), lane);
-  const float* mean = a.shape.mean + (kv * kDim + 4 * j) * n_places + n;
-  for (int at = column; at < n_places; at += 8 * kWarps) {
-    float sum[4] = {};
-    MILLION_UNROLL
-    for (int k = 0; k < kDim / 16; ++k)
-      queries[k].multiply_floats(sum, mean + (16 * k * n_places + at), n_places);
-    store_sums(sum, arena.products + at, arena.product_stride, lane);
-  }
-  // Unsigned indices, so that a load takes one instruction for its address.
-  const auto* basis = reinterpret_cast<const uint32_t*>(a.k.basis);
-  auto word_at = static_cast<unsigned>((kv * (kDim / 4) + j) * rank + n + column);
-  auto axis = static_cast<unsigned>(unit * rank + 2 * j + column);
-  float* to = arena.turned + column + n * arena.turned_stride + 2 * j;
-  MILLION_NO_UNROLL
-  for (int at = column; at < rank; at += 8 * kWarps) {
-    float sum[4] = {};
-    uint32_t word[kDim / 16];
-    MILLION_UNROLL
-    for (int k = 0; k < kDim / 16; ++k)
-      word[k] = __ldg(basis + (word_at + static_cast<unsigned>(4 * k * rank))) ^ 0x80808080u;
-    const float2 s0 = *reinterpret_cast<const float2*>(a.k.basis_scale + axis);
-    const float2 s1 = *reinterpret_cast<const float2*>(a.k.scale + axis);
-    MILLION_UNROLL
-    for (int k = 0; k < kDim / 16; ++k)
-      queries[k].multiply(sum, byte_halves<0x4140>(word[k]), byte_halves<0x4342>(word[k]));
-    const float x = s0.x * s1.x, y = s0.y * s1.y;
-    *reinterpret_cast<float2*>(to) = float2{sum[0] * x, sum[1] * y};
-    *reinterpret_cast<float2*>(to + 8 * arena.turned_stride) = float2{sum[2] * x, sum[3] * y};
-    word_at += 8 * kWarps, axis += 8 * kWarps, to += 8 * kWarps;
-  }
+  for (int i = 0; i < kDim; i += 32) top = fmaxf(top, arena.lengths[lane + i]);
+  top = sqrtf(warp_max(top));
+  if (!(top > 1e-30f)) top = 1.0f;  // zeros
+  if (at < kDim) arena.query[at] *= kQueryRange / top;
+  return top * (1.0f / kQueryRange);
 }
 
-/// The mean's part at every place of a frame: sum of products times functions of the place.
-MILLION_DEVICE void mean_rows(const TurnQueriesArgs& a, const Arena& arena) {
-  const int lane = static_cast<int>(threadIdx.x & 31), frame = a.shape.frame;
-  const size_t unit = blockIdx.y / static_cast<unsigned>(a.shape.span);
-  const float* places = a.shape.places + unit * a.shape.n_places * frame + lane / 4;
-  for (int at = static_cast<int>(threadIdx.x >> 5) * 8; at < frame; at += 8 * kWarps) {
-    float sum[4] = {};
-    for (int k = 0; k < a.shape.n_places; k += 16) {
-      Split products;
-      products.load(arena.products + k, arena.product_stride, lane);
-      products.multiply_floats(sum, places + (k + lane % 4 * 4) * frame + at, frame);
-    }
-    store_sums(sum, arena.bias + at, arena.bias_stride, lane);
-  }
-}
-
-MILLION_DEVICE float largest(float top, const float* x) {
-  const float4 v = *reinterpret_cast<const float4*>(x);
-  return fmaxf(fmaxf(top, fmaxf(fabsf(v.x), fabsf(v.y))), fmaxf(fabsf(v.z), fabsf(v.w)));
-}
-
-/// High and low bytes of four axes in steps: x = 256 high + low, both signed.
-MILLION_DEVICE void query_bytes(const float* y, float inverse, uint32_t* high, uint32_t* low) {
-  // Adding 1.5 * 2^23 rounds, and leaves the integer in the low bits.
-  constexpr float kRound = 12582912.0f;
-  const float4 v = *reinterpret_cast<const float4*>(y);
-  const auto bits = [&](float x) {
-    const float sum = fmaf(x, inverse, kRound);
-    uint32_t b;
-    memcpy(&b, &sum, 4);
-    return b;
-  };
-  const uint32_t x[4] = {bits(v.x), bits(v.y), bits(v.z), bits(v.w)};
-  *low = byte_permute(byte_permute(x[0], x[1], 0x40), byte_permute(x[2], x[3], 0x40), 0x5410);
-  *high = byte_permute(byte_permute(x[0] + 128, x[1] + 128, 0x51),
-                       byte_permute(x[2] + 128, x[3] + 128, 0x51), 0x5410);
-}
-
-/// Rows as fixed point; eight threads a row.
-MILLION_DEVICE void write_rows(const TurnQueriesArgs& a, const Arena& arena) {
-  const int index = static_cast<int>(threadIdx.x) / 8, part = static_cast<int>(threadIdx.x) % 8;
-  const int rank = a.shape.rank, frame = a.shape.n_places > 0 ? a.shape.frame : 0;
-  const float *y = arena.turned + index * arena.turned_stride,
-              *bias = arena.bias + index * arena.bias_stride;
-  float top = 0.0f, bias_top = 0.0f;
-  for (int i = 4 * part; i < rank; i += 32) top = largest(top, y + i);
-  for (int i = 4 * part; i < frame; i += 32) bias_top = largest(bias_top, bias + i);
-  MILLION_UNROLL
-  for (int s = 4; s > 0; s >>= 1) {
-    top = fmaxf(top, __shfl_xor_sync(kFullWarp, top, s));
-    bias_top = fmaxf(bias_top, __shfl_xor_sync(kFullWarp, bias_top, s));
-  }
-  const int line = arena.row[index].line;
-  if (line < 0) return;
-  const float range = rank <= 256 ? kQueryRange : kQueryRange * 256.0f / static_cast<float>(rank);
-  float step = fmaxf(top / range, bias_top / kBiasRange);
-  if (!(step > 1e-35f)) step = 1.0f;  // zeros
-  const float inverse = 1.0f / step;
-  const TurnedQueries& to = a.turned;
-  if (part == 0) to.step[line] = step;
-  auto* words = reinterpret_cast<uint4*>(to.words) + static_cast<size_t>(line) * (rank / 8);
-  for (int i = part; i < rank / 8; i += 8) {
-    const float* first = y + 32 * (i / 4) + 4 * (i % 4);
-    uint4 x;
-    query_bytes(first, inverse, &x.x, &x.y);
-    query_bytes(first + 16, inverse, &x.z, &x.w);
-    words[i] = x;
-  }
-  int32_t* bias_to = to.bias + static_cast<size_t>(line) * a.shape.frame;
-  for (int i = 4 * part; i < frame; i += 32) {
-    const float4 v = *reinterpret_cast<const float4*>(bias + i);
-    const auto bits = [&](float x) {
-      return static_cast<uint32_t>(static_cast<int32_t>(rintf(x * inverse)));
+/// The mean's vectors and functions as operands, and the functions' largest values (one a warp).
+template <int kDim>
+MILLION_DEVICE void load_mean(const TurnQueriesArgs& a, int kv, const Arena& arena) {
+  const Turning turning(a.shape);
+  const int frame = a.shape.frame, n_places = a.shape.n_places;
+  const int thread = static_cast<int>(threadIdx.x), lane = thread & 31, n = lane / 4, j = lane & 3;
+  const float* mean = a.shape.mean + kv * kDim * n_places;
+  for (int i = thread / 32; i < n_places / 8 * (kDim / 16); i += kWarps) {
+    const int k = i % (kDim / 16), place = i / (kDim / 16) * 8 + n;
+    const auto value = [&](int pair) {
+      return __ldg(mean + turning.channel(k / 2 * 16 + 4 * j + pair, k & 1) * n_places + place);
     };
-    *reinterpret_cast<uint4*>(bias_to + i) = uint4{bits(v.x), bits(v.y), bits(v.z), bits(v.w)};
+    arena.mean[32 * i + lane] = split_operand(value(0), value(1), value(2), value(3));
+  }
+  const float* places = a.shape.places + static_cast<size_t>(kv / a.shape.span) * n_places * frame;
+  float top = 0.0f;
+  for (int i = thread / 32; i < frame / 8 * (n_places / 16); i += kWarps) {
+    // Columns of two tiles are mixed, so that a lane's sums are of four places in a row.
+    const int chunk = i % (n_places / 16), tile = i / (n_places / 16);
+    const int place = tile / 2 * 16 + n / 2 * 4 + tile % 2 * 2 + n % 2;
+    const float* p = places + (16 * chunk + 2 * j) * frame + place;
+    const float x = __ldg(p), y = __ldg(p + frame);
+    const float z = __ldg(p + 8 * frame), w = __ldg(p + 9 * frame);
+    arena.places[32 * i + lane] = split_operand(x, y, z, w);
+    top = fmaxf(fmaxf(top, fmaxf(fabsf(x), fabsf(y))), fmaxf(fabsf(z), fabsf(w)));
+  }
+  top = warp_max(top);
+  if (lane == 0) arena.most[thread / 32] = top;
+}
+
+/// A float that is an integer plus this holds it in its low bits; and, 256 times as large, an
+/// integer of 256 times the weight.
+constexpr uint32_t kInteger = 0x4B400000u, kInteger256 = 0x4F400000u;
+/// 1.5 * 2^23 is 256 times this.
+constexpr uint32_t kMiddle = 49152;
+
+/// Scales of axes for sums of high bytes that start at kInteger256 - kMiddle and sums of low ones
+/// that start at kInteger: together they are 1.5 * 2^31 too large. With a bit less in the scale
+/// that offset is exact.
+MILLION_DEVICE void load_scales(const TurnQueriesArgs& a, int kv, const Arena& arena) {
+  const int rank = a.shape.rank;
+  const size_t first = static_cast<size_t>(kv / a.shape.span) * rank;
+  for (int i = static_cast<int>(threadIdx.x); i < rank; i += kThreads) {
+    const float s = __ldg(a.k.basis_scale + first + i) * __ldg(a.k.scale + first + i);
+    const float even = bits_float(float_bits(s) & ~1u);
+    arena.scale[i] = even;
+    arena.offset[i] = even * -3221225472.0f;
+  }
+}
+
+/// High and low bytes of four numbers of 16 bits: x = 256 high + low, both signed. The words hold
+/// x + 128 in their low bits.
+MILLION_DEVICE void word_bytes(const uint32_t (&x)[4], uint32_t* high, uint32_t* low) {
+  const uint32_t first = byte_permute(x[0], x[1], 0x5140);
+  const uint32_t second = byte_permute(x[2], x[3], 0x5140);
+  *low = byte_permute(first, second, 0x5410) ^ 0x80808080u;
+  *high = byte_permute(first, second, 0x7632);
+}
+/// Adding 1.5 * 2^23 rounds, and leaves the integer in the low bits.
+constexpr float kRound = 12582912.0f + 128.0f;
+
+/// A query turned to 16 frames as operands.
+template <int kDim>
+struct Rows {
+  static constexpr int kSteps = kDim / 32;
+  uint32_t high[kSteps][4], low[kSteps][4];  ///< bytes
+};
+
+/// Cosines and sines of fours of pairs 4 k + j; channels that are not turned have 1 and 0.
+template <int kDim>
+MILLION_DEVICE void load_angles(const CodedShape& shape, int turn, int j,
+                                float (&cosines)[kDim / 32][4], float (&sines)[kDim / 32][4]) {
+  const float *c = shape.cosines + turn + 4 * j, *s = shape.sines + turn + 4 * j;
+  if (shape.n_pairs == kDim / 2) {
+    MILLION_UNROLL
+    for (int k = 0; k < kDim / 32; ++k) {
+      const float4 x = __ldg(reinterpret_cast<const float4*>(c) + 4 * k);
+      const float4 y = __ldg(reinterpret_cast<const float4*>(s) + 4 * k);
+      cosines[k][0] = x.x, cosines[k][1] = x.y, cosines[k][2] = x.z, cosines[k][3] = x.w;
+      sines[k][0] = y.x, sines[k][1] = y.y, sines[k][2] = y.z, sines[k][3] = y.w;
+    }
+    return;
+  }
+  MILLION_UNROLL
+  for (int i = 0; i < kDim / 8; ++i) {
+    const int k = i / 4, pair = 16 * k + i % 4;
+    const bool turned = pair + 4 * j < shape.n_pairs;
+    cosines[k][i % 4] = turned ? __ldg(c + pair) : 1.0f;
+    sines[k][i % 4] = turned ? __ldg(s + pair) : 0.0f;
+  }
+}
+
+/// Turns the query to frames of rows n and n + 8 (`turn`: their first positions' angles), and
+/// leaves products with the mean's vectors in `kept`. Returns sums of their magnitudes.
+template <int kDim>
+MILLION_DEVICE float2 turn_rows(const TurnQueriesArgs& a, const Arena& arena, const int (&turn)[2],
+                                float4* kept, Rows<kDim>* rows) {
+  const int lane = static_cast<int>(threadIdx.x & 31), j = lane & 3;
+  float cosines[2][kDim / 32][4], sines[2][kDim / 32][4];
+  MILLION_UNROLL
+  for (int r = 0; r < 2; ++r) load_angles<kDim>(a.shape, turn[r], j, cosines[r], sines[r]);
+  Split split[kDim / 16];
+  MILLION_UNROLL
+  for (int k = 0; k < kDim / 32; ++k) {
+    const float* query = arena.query + 32 * k + 8 * j;
+    const float4 q0 = *reinterpret_cast<const float4*>(query);
+    const float4 q1 = *reinterpret_cast<const float4*>(query + 4);
+    const float x0[4] = {q0.x, q0.y, q0.z, q0.w}, x1[4] = {q1.x, q1.y, q1.z, q1.w};
+    MILLION_UNROLL
+    for (int r = 0; r < 2; ++r) {
+      float x[2][4];
+      uint32_t bits[2][4];
+      MILLION_UNROLL
+      for (int i = 0; i < 4; ++i) {
+        const float c = cosines[r][k][i], s = sines[r][k][i];
+        x[0][i] = x0[i] * c + x1[i] * s;
+        x[1][i] = x1[i] * c - x0[i] * s;
+        bits[0][i] = float_bits(x[0][i] + kRound);
+        bits[1][i] = float_bits(x[1][i] + kRound);
+      }
+      MILLION_UNROLL
+      for (int e = 0; e < 2; ++e) {
+        word_bytes(bits[e], &rows->high[k][2 * e + r], &rows->low[k][2 * e + r]);
+        split_halves(x[e], split[2 * k + e].high[r], split[2 * k + e].low[r]);
+      }
+    }
+  }
+  float2 size{0.0f, 0.0f};
+  MILLION_NO_UNROLL
+  for (int chunk = 0; chunk < a.shape.n_places / 16; ++chunk) {
+    const uint4* mean = arena.mean + 2 * chunk * (kDim / 16) * 32 + lane;
+    float sums[2][4] = {};
+    MILLION_UNROLL
+    for (int k = 0; k < kDim / 16; ++k)
+      split[k].multiply(sums, mean[32 * k], mean[32 * (kDim / 16 + k)]);
+    MILLION_UNROLL
+    for (int tile = 0; tile < 2; ++tile) {
+      const float(&x)[4] = sums[tile];
+      size.x += fabsf(x[0]) + fabsf(x[1]);
+      size.y += fabsf(x[2]) + fabsf(x[3]);
+      kept[32 * (2 * chunk + tile)] = float4{x[0], x[1], x[2], x[3]};
+    }
+  }
+  MILLION_UNROLL
+  for (int s = 1; s < 4; s *= 2) {
+    size.x += __shfl_xor_sync(kFullWarp, size.x, s);
+    size.y += __shfl_xor_sync(kFullWarp, size.y, s);
+  }
+  return size;
+}
+
+/// Where a lane reads D^T: 32 axes are four products; lane n's four axes in a row give one to each.
+/// The order of lanes is such that lane j gets sums of subspaces j and j + 4 of eight.
+template <int kDim>
+struct Basis {
+  const uint32_t* words;   ///< of this head, lane n's first axis
+  int quad[kDim / 32][2];  ///< offsets of two fours of channels, and bytes of these
+  uint32_t select[kDim / 32][2];
+  const uint4* staged;  ///< or operands in shared memory
+  int rank, n_pairs;
+  bool bytewise;  ///< fours of pairs are not made of two fours of channels
+
+  MILLION_DEVICE Basis(const TurnQueriesArgs& a, int kv, const Arena& arena, int lane)
+      : rank(a.shape.rank), n_pairs(a.shape.n_pairs) {
+    const int n = lane >> 2;
+    words = reinterpret_cast<const uint32_t*>(a.k.basis) +
+            static_cast<size_t>(kv) * (kDim / 4) * rank + 4 * (n / 2 + n % 2 * 4);
+    staged = arena.basis + lane;
+    bytewise = !a.shape.adjacent && n_pairs % 4 != 0;
+    MILLION_UNROLL
+    for (int k = 0; k < kDim / 32; ++k) {
+      const int four = 4 * k + (lane & 3);
+      const bool mixed = a.shape.adjacent || 4 * four >= n_pairs;
+      quad[k][0] = (mixed ? 2 * four : four) * rank;
+      quad[k][1] = (mixed ? 2 * four + 1 : four + n_pairs / 4) * rank;
+      select[k][0] = mixed ? 0x6420 : 0x3210, select[k][1] = mixed ? 0x7531 : 0x7654;
+    }
+  }
+  /// One axis of four channels that lie anywhere.
+  MILLION_DEVICE uint32_t gather(int axis, int k, int second) const {
+    uint32_t word = 0;
+    for (int i = 0; i < 4; ++i) {
+      const int pair = 16 * k + 4 * static_cast<int>(threadIdx.x & 3) + i;
+      const int c = pair >= n_pairs ? 2 * pair + second : pair + second * n_pairs;
+      word |= (__ldg(words + c / 4 * rank + axis) >> c % 4 * 8 & 255) << 8 * i;
+    }
+    return word;
+  }
+  MILLION_DEVICE void pair(int axis, int k, uint32_t* first, uint32_t* second) const {
+    const uint32_t x = __ldg(words + quad[k][0] + axis), y = __ldg(words + quad[k][1] + axis);
+    *first = byte_permute(x, y, select[k][0]), *second = byte_permute(x, y, select[k][1]);
+  }
+  /// Product t of 32 axes from `axis` on, channels 64 k to 64 k + 63.
+  MILLION_DEVICE uint4 load(int axis, int t, int k) const {
+    uint4 x;
+    pair(axis + t, 2 * k, &x.x, &x.y);
+    pair(axis + t, 2 * k + 1, &x.z, &x.w);
+    return x;
+  }
+  /// kAxes: the rank, where that is known.
+  template <int kAxes>
+  MILLION_DEVICE void stage(uint4* to) const {
+    const int first = static_cast<int>(threadIdx.x >> 5), n = kAxes > 0 ? kAxes : rank;
+    const auto at = [&](int i, int k) { return to + (i * (kDim / 64) + k) * 32; };
+    if (bytewise) {
+      for (int i = first; i < n / 8; i += kWarps)
+        for (int k = 0; k < kDim / 64; ++k) {
+          const int axis = i / 4 * 32 + i % 4;
+          *at(i, k) = {gather(axis, 2 * k, 0), gather(axis, 2 * k, 1), gather(axis, 2 * k + 1, 0),
+                       gather(axis, 2 * k + 1, 1)};
+        }
+      return;
+    }
+    MILLION_UNROLL
+    for (int i = first; i < n / 8; i += kWarps) MILLION_UNROLL
+    for (int k = 0; k < kDim / 64; ++k) *at(i, k) = load(i / 4 * 32, i % 4, k);
+  }
+};
+
+/// Rows in kAxes axes of the basis from `axis` on: sums[32 axes][axis % 4][row n: axes 4j and 16 +
+/// 4j, row n + 8].
+template <int kDim, int kAxes, bool kStaged>
+MILLION_DEVICE void rotate_rows(const Rows<kDim>& rows, const Basis<kDim>& basis, int axis,
+                                const float* scale, const float* offset,
+                                float (&sums)[kAxes / 32][4][4]) {
+  MILLION_UNROLL
+  for (int g = 0; g < kAxes / 32; ++g) {
+    float s[2][4], o[2][4];
+    MILLION_UNROLL
+    for (int e = 0; e < 2; ++e) {
+      const float4 x = *reinterpret_cast<const float4*>(scale + axis + 32 * g + 16 * e);
+      const float4 y = *reinterpret_cast<const float4*>(offset + axis + 32 * g + 16 * e);
+      s[e][0] = x.x, s[e][1] = x.y, s[e][2] = x.z, s[e][3] = x.w;
+      o[e][0] = y.x, o[e][1] = y.y, o[e][2] = y.z, o[e][3] = y.w;
+    }
+    MILLION_UNROLL
+    for (int t = 0; t < 4; ++t) {
+      constexpr uint32_t kStart = kInteger256 - kMiddle;
+      uint32_t high[4] = {kStart, kStart, kStart, kStart};
+      uint32_t low[4] = {kInteger, kInteger, kInteger, kInteger};
+      MILLION_UNROLL
+      for (int k = 0; k < kDim / 64; ++k) {
+        const uint4 b = kStaged ? basis.staged[((axis / 8 + 4 * g + t) * (kDim / 64) + k) * 32]
+                                : basis.load(axis + 32 * g, t, k);
+        const uint32_t(&h)[2][4] = *reinterpret_cast<const uint32_t(*)[2][4]>(rows.high[2 * k]);
+        const uint32_t(&l)[2][4] = *reinterpret_cast<const uint32_t(*)[2][4]>(rows.low[2 * k]);
+        mma_16x8x32(high, h[0][0], h[0][1], h[0][2], h[0][3], b.x, b.y);
+        mma_16x8x32(low, l[0][0], l[0][1], l[0][2], l[0][3], b.x, b.y);
+        mma_16x8x32(high, h[1][0], h[1][1], h[1][2], h[1][3], b.z, b.w);
+        mma_16x8x32(low, l[1][0], l[1][1], l[1][2], l[1][3], b.z, b.w);
+      }
+      MILLION_UNROLL
+      for (int i = 0; i < 4; ++i)
+        sums[g][t][i] = fmaf(bits_float(low[i]), s[i % 2][t],
+                             fmaf(bits_float(high[i]), s[i % 2][t], o[i % 2][t]));
+    }
+  }
+}
+
+/// kAxes axes of a row (r = 0: n, 1: n + 8) as fixed point.
+template <int kAxes>
+MILLION_DEVICE void write_axes(const float (&sums)[kAxes / 32][4][4], int r, float inverse,
+                               uint4* to) {
+  MILLION_UNROLL
+  for (int g = 0; g < kAxes / 32; ++g) {
+    uint32_t bits[2][4];
+    MILLION_UNROLL
+    for (int t = 0; t < 4; ++t) MILLION_UNROLL
+    for (int e = 0; e < 2; ++e)
+      bits[e][t] = float_bits(fmaf(sums[g][t][2 * r + e], inverse, kRound));
+    uint4 x;
+    word_bytes(bits[0], &x.x, &x.y);
+    word_bytes(bits[1], &x.z, &x.w);
+    to[4 * g] = x;
+  }
+}
+
+/// The mean's part at every place of 16 frames, in steps.
+MILLION_DEVICE void write_mean(const TurnQueriesArgs& a, const Arena& arena, const float4* kept,
+                               float query_step, const float (&inverse)[2],
+                               int32_t* const (&to)[2]) {
+  const int lane = static_cast<int>(threadIdx.x & 31), chunks = a.shape.n_places / 16;
+  Split products;
+  const auto load = [&](int chunk) {
+    const float4 x = kept[64 * chunk], y = kept[64 * chunk + 32];
+    const float s = query_step;
+    split_halves({x.x * s, x.y * s, y.x * s, y.y * s}, products.high[0], products.low[0]);
+    split_halves({x.z * s, x.w * s, y.z * s, y.w * s}, products.high[1], products.low[1]);
+  };
+  const auto write = [&](int r, const float(&sum)[2][4], int at) {
+    const auto bits = [&](float x) {
+      return static_cast<uint32_t>(static_cast<int32_t>(rintf(x * inverse[r])));
+    };
+    *reinterpret_cast<uint4*>(to[r] + at) = uint4{bits(sum[0][2 * r]), bits(sum[0][2 * r + 1]),
+                                                  bits(sum[1][2 * r]), bits(sum[1][2 * r + 1])};
+  };
+  load(0);
+  const uint4* places = arena.places + lane;
+  MILLION_NO_UNROLL
+  for (int place = 0; place < a.shape.frame; place += 32) {
+    float sum[2][2][4] = {};
+    if (chunks == 1) {
+      MILLION_UNROLL
+      for (int i = 0; i < 2; ++i) products.multiply(sum[i], places[64 * i], places[64 * i + 32]);
+    } else {
+      MILLION_NO_UNROLL
+      for (int chunk = 0; chunk < chunks; ++chunk) {
+        load(chunk);
+        MILLION_UNROLL
+        for (int i = 0; i < 2; ++i)
+          products.multiply(sum[i], places[32 * (2 * i * chunks + chunk)],
+                            places[32 * ((2 * i + 1) * chunks + chunk)]);
+      }
+    }
+    places += 128 * chunks;
+    MILLION_UNROLL
+    for (int r = 0; r < 2; ++r) {
+      if (to[r] == nullptr) continue;
+      write(r, sum[0], place);
+      write(r, sum[1], place + 16);
+    }
   }
 }
 
 }  // namespace coded
 
-template <int kDim>
+/// kAxes: the rank, or (kTwice) a part of it. kStaged: D^T lies in shared memory.
+template <int kDim, int kAxes, bool kTwice, bool kStaged>
 __global__ void __launch_bounds__(coded::kThreads) turn_queries_kernel(const TurnQueriesArgs a) {
+  using namespace coded;
   MILLION_SHARED(shared);
-  const coded::Frames frames = coded::coded_frames(a);
-  const int group = a.query.n_heads / a.query.n_kv_heads;
-  const int first = static_cast<int>(blockIdx.x) * coded::kRows;
-  if (first / group >= frames.end || (first + coded::kRows - 1) / group < frames.begin) return;
-  const coded::Arena arena(shared, kDim, a.shape);
-  if (threadIdx.x < coded::kRows) {
-    const int flat = first + static_cast<int>(threadIdx.x), frame = flat / group;
-    const int query = static_cast<int>(blockIdx.z) * a.query.n_heads +
-                      static_cast<int>(blockIdx.y) * group + flat % group;
-    const bool there = frame >= frames.begin && frame < frames.end;
-    arena.row[threadIdx.x] = {there ? query * a.turned.frames + frame : -1, query,
-                              frame * a.shape.frame * a.shape.n_pairs, 0};
+  const Frames frames = coded_frames(a);
+  if (frames.begin + static_cast<int>(blockIdx.x) * kRows * kWarps >= frames.end) return;
+  const Arena arena(shared, kDim, a.shape, !kStaged);
+  const int head = static_cast<int>(blockIdx.y), rank = kTwice ? a.shape.rank : kAxes;
+  const int kv = head / (a.query.n_heads / a.query.n_kv_heads);
+  const int warp = static_cast<int>(threadIdx.x >> 5), lane = static_cast<int>(threadIdx.x & 31);
+  const Basis<kDim> basis(a, kv, arena, lane);
+  load_query<kDim>(a, arena);
+  if constexpr (kStaged) basis.template stage<kTwice ? 0 : kAxes>(arena.basis + lane);
+  load_scales(a, kv, arena);
+  if (a.shape.n_places > 0)
+    load_mean<kDim>(a, kv, arena);
+  else if (threadIdx.x < kWarps)
+    arena.most[threadIdx.x] = 0.0f;
+  __syncthreads();
+  const float query_step = scale_query<kDim>(arena);
+  __syncthreads();
+
+  const int n = lane >> 2, j = lane & 3;
+  const float *scale = arena.scale + 4 * j, *offset = arena.offset + 4 * j;
+  float4* kept = arena.kept + warp * (a.shape.n_places / 8) * 32 + lane;
+  const int head_line = (static_cast<int>(blockIdx.z) * a.query.n_heads + head) * a.turned.frames;
+  const float range = rank <= 256 ? kQueryRange : kQueryRange * 256.0f / static_cast<float>(rank);
+
+  float most = 0.0f;
+  MILLION_UNROLL
+  for (int i = 0; i < kWarps; ++i) most = fmaxf(most, arena.most[i]);
+  const float query_inverse = 1.0f / query_step;
+  MILLION_NO_UNROLL
+  for (int first = frames.begin + (static_cast<int>(blockIdx.x) * kWarps + warp) * kRows;
+       first < frames.end; first += static_cast<int>(gridDim.x) * kWarps * kRows) {
+    int turn[2];
+    MILLION_UNROLL
+    for (int r = 0; r < 2; ++r) {
+      const int frame = first + n + 8 * r;
+      turn[r] = (frame < frames.end ? frame : frames.end - 1) * a.shape.frame * a.shape.n_pairs;
+    }
+    Rows<kDim> rows;
+    const float2 size = turn_rows<kDim>(a, arena, turn, kept, &rows);
+    float sums[kAxes / 32][4][4], top[2] = {};
+    MILLION_NO_UNROLL
+    for (int axis = 0; axis < (kTwice ? rank : kAxes); axis += kAxes) {
+      rotate_rows<kDim, kAxes, kStaged>(rows, basis, axis, scale, offset, sums);
+      MILLION_UNROLL
+      for (int i = 0; i < kAxes / 2; ++i) {
+        float& t = top[i / 2 % 2];
+        t = fmaxf(t, fabsf(sums[i / 16][i / 4 % 4][i % 4]));
+      }
+    }
+    float inverse[2];
+    int32_t* bias[2];
+    MILLION_UNROLL
+    for (int r = 0; r < 2; ++r) {
+      top[r] = fmaxf(top[r], __shfl_xor_sync(kFullWarp, top[r], 1));
+      top[r] = fmaxf(top[r], __shfl_xor_sync(kFullWarp, top[r], 2));
+      const float bound = most * (r == 0 ? size.x : size.y);
+      float step = fmaxf(top[r] * (1.0f / range), bound * (1.0f / kBiasRange));
+      if (!(step > 1e-30f)) step = 1.0f;  // zeros
+      inverse[r] = 1.0f / step;
+      const int frame = first + n + 8 * r;
+      const bool there = frame < frames.end;
+      if (there && j == 0) a.turned.step[head_line + frame] = step * query_step;
+      bias[r] = there
+                    ? a.turned.bias + static_cast<size_t>(head_line + frame) * a.shape.frame + 4 * j
+                    : nullptr;
+    }
+    MILLION_NO_UNROLL
+    for (int axis = 0; axis < (kTwice ? rank : kAxes); axis += kAxes) {
+      if constexpr (kTwice)
+        rotate_rows<kDim, kAxes, kStaged>(rows, basis, axis, scale, offset, sums);
+      MILLION_UNROLL
+      for (int r = 0; r < 2; ++r) {
+        const int frame = first + n + 8 * r;
+        if (frame < frames.end)
+          write_axes<kAxes>(sums, r, inverse[r],
+                            reinterpret_cast<uint4*>(a.turned.words) +
+                                static_cast<size_t>(head_line + frame) * (rank / 8) + axis / 8 + j);
+      }
+    }
+    if (a.shape.n_places > 0) {
+      const float true_inverse[2] = {inverse[0] * query_inverse, inverse[1] * query_inverse};
+      write_mean(a, arena, kept, query_step, true_inverse, bias);
+    }
   }
-  __syncthreads();
-  coded::turn_rows<kDim>(a, arena);
-  __syncthreads();
-  coded::rotate_rows<kDim>(a, arena);
-  if (a.shape.n_places > 0) {
-    __syncthreads();
-    coded::mean_rows(a, arena);
-  }
-  __syncthreads();
-  coded::write_rows(a, arena);
 }
 
 /// One head a block: 16 threads for each four channels, over the axes.
@@ -320,15 +587,34 @@ __global__ void __launch_bounds__(256) coded_rows_kernel(const CodedRowsArgs a) 
 
 namespace {
 
+/// Blocks of a launch, about; where frames need more, a block takes several times its 128.
+constexpr int kTurnBlocks = 264;
+
+template <int kDim, int kAxes, bool kTwice, bool kStaged>
+int launch_turn(StreamHandle stream, const TurnQueriesArgs& a) {
+  constexpr int kFrames = coded::kRows * coded::kWarps;
+  const int needed = (a.turned.frames + kFrames - 1) / kFrames;
+  const int heads = a.query.n_heads * a.query.batch, most = (kTurnBlocks + heads - 1) / heads;
+  const dim3 grid(static_cast<unsigned>(needed < most ? needed : most),
+                  static_cast<unsigned>(a.query.n_heads), static_cast<unsigned>(a.query.batch));
+  const auto floats = static_cast<size_t>(coded::Arena(nullptr, kDim, a.shape, !kStaged).floats);
+  return launch(turn_queries_kernel<kDim, kAxes, kTwice, kStaged>, grid, dim3(coded::kThreads),
+                sizeof(float) * floats, stream, a);
+}
+
+template <int kDim>
+int launch_turn_dim(StreamHandle stream, const TurnQueriesArgs& a) {
+  const int rank = a.shape.rank;
+  if (rank == 64) return launch_turn<kDim, 64, false, true>(stream, a);
+  if (rank == 128) return launch_turn<kDim, 128, false, true>(stream, a);
+  if constexpr (kDim == 64)
+    if (rank == 192) return launch_turn<kDim, 192, false, true>(stream, a);
+  if (rank <= 256) return launch_turn<kDim, 64, true, true>(stream, a);
+  return launch_turn<kDim, 32, true, false>(stream, a);
+}
+
 int turn_queries(StreamHandle stream, const TurnQueriesArgs& a) {
-  const int group = a.query.n_heads / a.query.n_kv_heads;
-  const dim3 grid(
-      static_cast<unsigned>((a.turned.frames * group + coded::kRows - 1) / coded::kRows),
-      static_cast<unsigned>(a.query.n_kv_heads), static_cast<unsigned>(a.query.batch));
-  const size_t shared =
-      sizeof(float) * static_cast<size_t>(coded::Arena(nullptr, a.query.head_dim, a.shape).floats);
-  const auto kernel = a.query.head_dim == 64 ? turn_queries_kernel<64> : turn_queries_kernel<128>;
-  return launch(kernel, grid, dim3(coded::kThreads), shared, stream, a);
+  return a.query.head_dim == 64 ? launch_turn_dim<64>(stream, a) : launch_turn_dim<128>(stream, a);
 }
 
 int coded_rows(StreamHandle stream, const CodedRowsArgs& a) {

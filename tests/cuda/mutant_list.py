@@ -206,13 +206,17 @@ barrier("warps are joined before all have written",
         "write_sums<P>(w, heads, warp, &s, join);")
 
 value, barrier = family("coded", "coded_queries.cu", "attention on codes*,turned*")
-value("queries are turned the wrong way", "x1 = x1 * c - x0 * s;", "x1 = x1 * c + x0 * s;")
-value("low bytes without a sign", "byte_permute(x[0] + 128, x[1] + 128, 0x51)",
-      "byte_permute(x[0], x[1], 0x51)")
-value("the mean's functions in the wrong order", "places + (k + lane % 4 * 4) * frame",
-      "places + (k + lane % 4) * frame")
-barrier("queries are rotated before all are turned",
-        "turn_rows<kDim>(a, arena); __syncthreads();", "turn_rows<kDim>(a, arena);")
+value("queries are turned the wrong way", "x[1][i] = x1[i] * c - x0[i] * s;",
+      "x[1][i] = x1[i] * c + x0[i] * s;")
+value("low bytes without a sign", "0x5410) ^ 0x80808080u;", "0x5410);")
+value("the mean's functions in the wrong order", "places + (16 * chunk + 2 * j) * frame",
+      "places + (16 * chunk + j) * frame")
+value("sums of high bytes begin one too high", "uint32_t kMiddle = 49152", "uint32_t kMiddle = 49151")
+value("neighbours are taken for halves", "mixed ? 0x6420 : 0x3210", "0x3210")
+barrier("the longest pair before all are measured",
+        "__syncthreads(); const float query_step", "const float query_step")
+barrier("queries are turned before they are there",
+        "scale_query<kDim>(arena); __syncthreads();", "scale_query<kDim>(arena);")
 
 value, barrier = family("coded", "coded_codes.cu", "codes in a basis are*,equally near*")
 value("keys are turned on instead of back", "back ? -s.sines[at] : s.sines[at]", "s.sines[at]")
