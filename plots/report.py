@@ -19,7 +19,7 @@ import page
 import selfcheck
 
 SKIPPED = [
-    ("GPU", "this build has no CUDA part; every number on this page is from the CPU"),
+    ("GPU", "every number on this page is from the CPU; ./reproduce.sh --gpu is for a machine that has one"),
     ("Llama-2-7B, Llama-3.1-8B and the paper's other models",
      "their weights are behind a licence that every user accepts alone, and they do not fit this "
      "machine's budget; give a GGUF file with MODEL=... to run them"),

@@ -5,7 +5,7 @@
 #
 # Usage: tests/run.sh [--asan | --tsan | --debug] [--quick] [-R REGEX]
 #   --asan     AddressSanitizer and UndefinedBehaviorSanitizer build (build/asan)
-#   --tsan     ThreadSanitizer build, tests of threads and cache only (build/tsan)
+#   --tsan     ThreadSanitizer build, tests of threads, cache and device streams only (build/tsan)
 #   --debug    unoptimised build with warnings as errors (build/debug)
 #   --quick    without the tests of the programs and of the installed package
 #   -R REGEX   only the CTest entries that match
@@ -55,7 +55,10 @@ ctest --preset "$preset" "${filter[@]}" "${excluded[@]}" --output-junit "$log/re
   --test-output-size-passed 4000000 --test-output-size-failed 4000000 || status=$?
 
 echo "== not run"
-echo "- CUDA: this build has no CUDA part, every result is from the CPU"
+echo "- a GPU: device kernels ran on the host; experiments/gpu/accept.sh is the check on a GPU"
+command -v nvcc >/dev/null || [ -x /usr/local/cuda/bin/nvcc ] ||
+  echo "- compiled PTX, cubins, instruction budgets: no nvcc here (CUDA Toolkit)"
+echo "- most mutants of the device kernels: tests/cuda/mutants.py runs all"
 [ "$quick" = 0 ] || echo "- apps, consumer: left out by --quick"
 [ "$preset" = asan ] || echo "- AddressSanitizer, UndefinedBehaviorSanitizer: tests/run.sh --asan"
 [ "$preset" = tsan ] || echo "- ThreadSanitizer on threads and cache: tests/run.sh --tsan"
