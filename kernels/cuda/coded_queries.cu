@@ -322,6 +322,7 @@ struct Basis {
   /// One axis of four channels that lie anywhere.
   MILLION_DEVICE uint32_t gather(int axis, int k, int second) const {
     uint32_t word = 0;
+    MILLION_NO_UNROLL
     for (int i = 0; i < 4; ++i) {
       const int pair = 16 * k + 4 * static_cast<int>(threadIdx.x & 3) + i;
       const int c = pair >= n_pairs ? 2 * pair + second : pair + second * n_pairs;
@@ -329,11 +330,15 @@ struct Basis {
     }
     return word;
   }
+  MILLION_DEVICE uint4 gather_all(int axis, int k) const {
+    return {gather(axis, 2 * k, 0), gather(axis, 2 * k, 1), gather(axis, 2 * k + 1, 0),
+            gather(axis, 2 * k + 1, 1)};
+  }
   MILLION_DEVICE void pair(int axis, int k, uint32_t* first, uint32_t* second) const {
     const uint32_t x = __ldg(words + quad[k][0] + axis), y = __ldg(words + quad[k][1] + axis);
     *first = byte_permute(x, y, select[k][0]), *second = byte_permute(x, y, select[k][1]);
   }
-  /// Product t of 32 axes from `axis` on, channels 64 k to 64 k + 63.
+  /// Product t of 32 axes from `axis` on, channels 64 k to 64 k + 63; not where `bytewise`.
   MILLION_DEVICE uint4 load(int axis, int t, int k) const {
     uint4 x;
     pair(axis + t, 2 * k, &x.x, &x.y);
@@ -347,11 +352,7 @@ struct Basis {
     const auto at = [&](int i, int k) { return to + (i * (kDim / 64) + k) * 32; };
     if (bytewise) {
       for (int i = first; i < n / 8; i += kWarps)
-        for (int k = 0; k < kDim / 64; ++k) {
-          const int axis = i / 4 * 32 + i % 4;
-          *at(i, k) = {gather(axis, 2 * k, 0), gather(axis, 2 * k, 1), gather(axis, 2 * k + 1, 0),
-                       gather(axis, 2 * k + 1, 1)};
-        }
+        for (int k = 0; k < kDim / 64; ++k) *at(i, k) = gather_all(i / 4 * 32 + i % 4, k);
       return;
     }
     MILLION_UNROLL
@@ -384,13 +385,15 @@ MILLION_DEVICE void rotate_rows(const Rows<kDim>& rows, const Basis<kDim>& basis
       MILLION_UNROLL
       for (int k = 0; k < kDim / 64; ++k) {
         const uint4 b = kStaged ? basis.staged[((axis / 8 + 4 * g + t) * (kDim / 64) + k) * 32]
-                                : basis.load(axis + 32 * g, t, k);
-        const uint32_t(&h)[2][4] = *reinterpret_cast<const uint32_t(*)[2][4]>(rows.high[2 * k]);
-        const uint32_t(&l)[2][4] = *reinterpret_cast<const uint32_t(*)[2][4]>(rows.low[2 * k]);
-        mma_16x8x32(high, h[0][0], h[0][1], h[0][2], h[0][3], b.x, b.y);
-        mma_16x8x32(low, l[0][0], l[0][1], l[0][2], l[0][3], b.x, b.y);
-        mma_16x8x32(high, h[1][0], h[1][1], h[1][2], h[1][3], b.z, b.w);
-        mma_16x8x32(low, l[1][0], l[1][1], l[1][2], l[1][3], b.z, b.w);
+                        : basis.bytewise ? basis.gather_all(axis + 32 * g + t, k)
+                                         : basis.load(axis + 32 * g, t, k);
+        MILLION_UNROLL
+        for (int half = 0; half < 2; ++half) {
+          const uint32_t(&h)[4] = rows.high[2 * k + half], (&l)[4] = rows.low[2 * k + half];
+          const uint32_t b0 = half == 0 ? b.x : b.z, b1 = half == 0 ? b.y : b.w;
+          mma_16x8x32(high, h[0], h[1], h[2], h[3], b0, b1);
+          mma_16x8x32(low, l[0], l[1], l[2], l[3], b0, b1);
+        }
       }
       MILLION_UNROLL
       for (int i = 0; i < 4; ++i)
@@ -468,8 +471,10 @@ MILLION_DEVICE void write_mean(const TurnQueriesArgs& a, const Arena& arena, con
 }  // namespace coded
 
 /// kAxes: the rank, or (kTwice) a part of it. kStaged: D^T lies in shared memory.
+/// Blocks of an SM: 0 leaves registers to ptxas; 1 keeps it from spilling for one block more.
 template <int kDim, int kAxes, bool kTwice, bool kStaged>
-__global__ void __launch_bounds__(coded::kThreads) turn_queries_kernel(const TurnQueriesArgs a) {
+__global__ void __launch_bounds__(coded::kThreads, kStaged ? 0 : 1)
+    turn_queries_kernel(const TurnQueriesArgs a) {
   using namespace coded;
   MILLION_SHARED(shared);
   const Frames frames = coded_frames(a);

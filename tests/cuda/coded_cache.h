@@ -17,9 +17,9 @@ inline std::mt19937 g_random(7);
 
 template <class T = float>
 std::vector<T> normal(std::size_t n, double size) {
-  std::normal_distribution<double> d(0.0, size);
+  std::normal_distribution<double> d;
   std::vector<T> x(n);
-  for (T& v : x) v = static_cast<T>(d(g_random));
+  for (T& v : x) v = static_cast<T>(size * d(g_random));
   return x;
 }
 inline std::vector<uint16_t> halves(const std::vector<float>& x) {
