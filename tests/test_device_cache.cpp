@@ -158,6 +158,15 @@ TEST_CASE("device cache: keys and values of different shapes take two passes", "
   CHECK(cache.attention_name() == std::string("fused"));
 }
 
+TEST_CASE("devices that are too old or have too little shared memory are named", "[device]") {
+  CHECK_THROWS_WITH(make_emulated_device({.compute_major = 7, .compute_minor = 5}),
+                    Catch::Contains("7.5") && Catch::Contains("8.0 is needed") &&
+                        Catch::Contains("--backend cpu"));
+  CHECK_THROWS_WITH(make_emulated_device({.shared_per_block = 64 * 1024}),
+                    Catch::Contains("64 KiB") && Catch::Contains("96 are needed"));
+  CHECK_NOTHROW(make_emulated_device({.shared_per_block = 99 * 1024, .compute_major = 12}));
+}
+
 TEST_CASE("device cache: what does not fit is refused before it is allocated", "[device]") {
   const Rows rows(14, 16);
   const Method method = make_method("fp16");

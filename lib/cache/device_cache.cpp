@@ -125,11 +125,11 @@ struct DeviceCache::Impl {
 /// The planned sizes against what is free, before anything is allocated.
 void DeviceCache::Impl::require_memory() {
   const double row = 2.0 * geometry.n_layers * static_cast<double>(row_values());
-  const double coded = exact() ? 0.0 : row * method.nominal_bits() / 8.0;
-  const double per_token = coded + (exact() ? 2.0 * row : 0.0);
-  const double fixed = (exact() ? 0.0 : 2.0 * row * (ring_rows + static_cast<double>(n_sinks()))) +
-                       4.0 * static_cast<double>(row_values()) * (work_rows + decoded_rows);
-  const double needed = per_token * static_cast<double>(capacity) + fixed;
+  const double exact_rows = 2.0 * row * (ring_rows + static_cast<double>(n_sinks()));
+  const double scratch = 4.0 * static_cast<double>(row_values()) * (work_rows + decoded_rows);
+  const double per_token = exact() ? 2.0 * row : row * method.nominal_bits() / 8.0;
+  const double fixed = exact() ? 0.0 : exact_rows + scratch;
+  const double needed = exact() ? exact_rows : per_token * static_cast<double>(capacity) + fixed;
   const auto free = static_cast<double>(device->free_bytes());
   MILLION_REQUIRE(
       needed < free, ErrorCode::kNoResources,

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Codes in a basis that KV heads share, on the device (kernels/cuda/coded_layout.h).
 #include "kernels/cuda/attention_coded.h"
-#include "lib/cache/device_store.h"
+#include "lib/cache/device_kernel_store.h"
 
 #include <cstring>
 #include <vector>
@@ -9,14 +9,10 @@
 namespace million {
 namespace {
 
-class DeviceCodedStore final : public DeviceStore {
+class DeviceCodedStore final : public DeviceKernelStore {
  public:
   DeviceCodedStore(const DeviceStorePlan& plan, const CodeStore& store)
-      : device_(plan.device),
-        geometry_(plan.geometry),
-        kind_(plan.kind),
-        n_sinks_(plan.n_sinks),
-        units_(store.coded_units()) {
+      : DeviceKernelStore(plan), units_(store.coded_units()) {
     const CodedUnit first = store.coded_unit(0);
     view_.codes.M = first.side.M, view_.codes.nbits = first.side.nbits;
     cuda::CodedShape& shape = view_.shape;
@@ -33,11 +29,8 @@ class DeviceCodedStore final : public DeviceStore {
   }
 
   void encode(Stream s, const uint16_t* rows, int ring_rows, int64_t begin, int64_t n) override {
-    cuda::CodedEncodeArgs a{};
-    a.batch = 1, a.n_kv_heads = geometry_.n_kv_heads, a.head_dim = geometry_.head_dim;
-    a.ring = rows, a.ring_rows = ring_rows;
-    a.n_sinks = n_sinks_, a.begin = static_cast<int>(begin), a.n = static_cast<int>(n);
-    a.key = kind_ == KvKind::kKey;
+    auto a = encode_args<cuda::CodedEncodeArgs>(rows, ring_rows, begin, n);
+    a.key = key_;
     a.shape = view_.shape, a.codes = view_.codes;
     a.encode = encode_.data(), a.encode_scale = encode_scale_.data();
     a.coded_mean = coded_mean_.data();
@@ -45,15 +38,8 @@ class DeviceCodedStore final : public DeviceStore {
   }
 
   void decode(Stream s, int64_t begin, int64_t n, uint16_t* rows, int64_t capacity) override {
-    cuda::CodedDecodeArgs a{};
-    a.to = {1,
-            geometry_.n_kv_heads,
-            geometry_.head_dim,
-            static_cast<int>(begin),
-            static_cast<int>(n),
-            rows,
-            static_cast<int>(capacity)};
-    a.key = kind_ == KvKind::kKey;
+    auto a = decode_args<cuda::CodedDecodeArgs>(begin, n, rows, capacity);
+    a.key = key_;
     a.n_sinks = n_sinks_;
     a.shape = view_.shape, a.codes = view_.codes;
     a.coded_mean = coded_mean_.data();
@@ -103,10 +89,7 @@ class DeviceCodedStore final : public DeviceStore {
     view_.shape.places = places_.data(), view_.shape.mean = mean_.data();
   }
 
-  std::shared_ptr<Device> device_;
-  const KvGeometry& geometry_;
-  KvKind kind_;
-  int n_sinks_, units_;
+  int units_;
   DeviceBuffer<int8_t> book_, basis_, encode_;
   DeviceBuffer<float> scale_, basis_scale_, encode_scale_, places_, mean_;
   DeviceBuffer<uint16_t> coded_mean_;

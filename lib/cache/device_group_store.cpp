@@ -1,14 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // Scalar codes in groups on the device (kernels/cuda/groups.cu), bit-equal to those of the CPU.
-#include "lib/cache/device_store.h"
+#include "lib/cache/device_kernel_store.h"
 
 namespace million {
 namespace {
 
-class DeviceGroupStore final : public DeviceStore {
+class DeviceGroupStore final : public DeviceKernelStore {
  public:
-  DeviceGroupStore(const DeviceStorePlan& plan, const GroupSide& side)
-      : device_(plan.device), geometry_(plan.geometry), n_sinks_(plan.n_sinks) {
+  DeviceGroupStore(const DeviceStorePlan& plan, const GroupSide& side) : DeviceKernelStore(plan) {
     const bool channels = side.layout == GroupSide::Layout::kChannels;
     const int64_t step = channels ? side.group : 16, d = geometry_.head_dim;
     const int64_t capacity = (plan.capacity + step - 1) / step * step;
@@ -25,24 +24,14 @@ class DeviceGroupStore final : public DeviceStore {
   }
 
   void encode(Stream s, const uint16_t* rows, int ring_rows, int64_t begin, int64_t n) override {
-    cuda::GroupEncodeArgs a{};
-    a.batch = 1, a.n_kv_heads = geometry_.n_kv_heads, a.head_dim = geometry_.head_dim;
-    a.ring = rows, a.ring_rows = ring_rows;
-    a.n_sinks = n_sinks_, a.begin = static_cast<int>(begin), a.n = static_cast<int>(n);
+    auto a = encode_args<cuda::GroupEncodeArgs>(rows, ring_rows, begin, n);
     a.symmetric = !view_.zeros;
     a.codes = view_;
     device_->check(device_->ops().group_encode(s, a), "group_encode");
   }
 
   void decode(Stream s, int64_t begin, int64_t n, uint16_t* rows, int64_t capacity) override {
-    cuda::GroupDecodeArgs a{};
-    a.to = {1,
-            geometry_.n_kv_heads,
-            geometry_.head_dim,
-            static_cast<int>(begin),
-            static_cast<int>(n),
-            rows,
-            static_cast<int>(capacity)};
+    auto a = decode_args<cuda::GroupDecodeArgs>(begin, n, rows, capacity);
     a.codes = view_;
     device_->check(device_->ops().group_decode(s, a), "group_decode");
   }
@@ -51,9 +40,6 @@ class DeviceGroupStore final : public DeviceStore {
   const cuda::GroupCodesView* groups() const override { return &view_; }
 
  private:
-  std::shared_ptr<Device> device_;
-  const KvGeometry& geometry_;
-  int n_sinks_;
   DeviceBuffer<uint8_t> codes_;
   DeviceBuffer<uint16_t> scales_;
   cuda::GroupCodesView view_{};

@@ -2,17 +2,16 @@
 // Plain PQ on the device: codes in strips (kernels/cuda/pq_strips.h), codebooks as halves.
 #include "kernels/cuda/pq_strips.h"
 #include "kernels/half.h"
-#include "lib/cache/device_store.h"
+#include "lib/cache/device_kernel_store.h"
 
 #include <vector>
 
 namespace million {
 namespace {
 
-class DevicePqStore final : public DeviceStore {
+class DevicePqStore final : public DeviceKernelStore {
  public:
-  DevicePqStore(const DeviceStorePlan& plan, const CodeStore& store)
-      : device_(plan.device), geometry_(plan.geometry), kind_(plan.kind), n_sinks_(plan.n_sinks) {
+  DevicePqStore(const DeviceStorePlan& plan, const CodeStore& store) : DeviceKernelStore(plan) {
     const int d = geometry_.head_dim;
     std::vector<uint32_t> book;
     AlignedVector<float> centroids;
@@ -38,26 +37,15 @@ class DevicePqStore final : public DeviceStore {
   }
 
   void encode(Stream s, const uint16_t* rows, int ring_rows, int64_t begin, int64_t n) override {
-    cuda::PqEncodeArgs a{};
-    a.batch = 1, a.n_kv_heads = geometry_.n_kv_heads, a.head_dim = geometry_.head_dim;
-    a.ring = rows, a.ring_rows = ring_rows;
-    a.n_sinks = static_cast<int>(n_sinks_);
-    a.begin = static_cast<int>(begin), a.n = static_cast<int>(n);
-    a.key = kind_ == KvKind::kKey;
+    auto a = encode_args<cuda::PqEncodeArgs>(rows, ring_rows, begin, n);
+    a.key = key_;
     a.codes = view_;
     device_->check(device_->ops().pq_encode(s, a), "pq_encode");
   }
 
   void decode(Stream s, int64_t begin, int64_t n, uint16_t* rows, int64_t capacity) override {
-    cuda::PqDecodeArgs a{};
-    a.to = {1,
-            geometry_.n_kv_heads,
-            geometry_.head_dim,
-            static_cast<int>(begin),
-            static_cast<int>(n),
-            rows,
-            static_cast<int>(capacity)};
-    a.key = kind_ == KvKind::kKey;
+    auto a = decode_args<cuda::PqDecodeArgs>(begin, n, rows, capacity);
+    a.key = key_;
     a.codes = view_;
     device_->check(device_->ops().pq_decode(s, a), "pq_decode");
   }
@@ -66,10 +54,6 @@ class DevicePqStore final : public DeviceStore {
   const cuda::PqCodesView* pq() const override { return &view_; }
 
  private:
-  std::shared_ptr<Device> device_;
-  const KvGeometry& geometry_;
-  KvKind kind_;
-  int64_t n_sinks_;
   DeviceBuffer<uint32_t> book_, codes_;
   cuda::PqCodesView view_{};
 };

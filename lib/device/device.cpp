@@ -26,6 +26,17 @@ Backend parse_backend(std::string_view text) {
   fail(ErrorCode::kUsage, "--backend: got '{}', expected cpu, cuda or cuda-emulated", text);
 }
 
+void require_supported(const DeviceInfo& info) {
+  constexpr int kOldestMajor = 8;  // products of halves with f32 sums, asynchronous copies
+  constexpr std::size_t kSharedBytes = 96 * 1024;  // tiles of attention_rows.cu at head_dim 128
+  MILLION_REQUIRE(info.compute_major >= kOldestMajor, ErrorCode::kNoResources,
+                  "{} has compute capability {}.{}, at least {}.0 is needed; use --backend cpu",
+                  info.name, info.compute_major, info.compute_minor, kOldestMajor);
+  MILLION_REQUIRE(info.shared_per_block >= kSharedBytes, ErrorCode::kNoResources,
+                  "{} has {} KiB of shared memory a block, {} are needed; use --backend cpu",
+                  info.name, info.shared_per_block / 1024, kSharedBytes / 1024);
+}
+
 std::shared_ptr<Device> shared_device(Backend backend) {
   static std::mutex mutex;
   static std::weak_ptr<Device> devices[3];

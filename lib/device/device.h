@@ -84,6 +84,10 @@ class Device {
   virtual void check(int status, const char* operation) = 0;
 };
 
+/// Error(kNoResources) for a device without the instructions or the shared memory that the kernels
+/// need: what it has, what is needed, and the CPU as the way out.
+void require_supported(const DeviceInfo& info);
+
 /// Limits and faults that tests give the emulated device.
 struct EmulatedDeviceOptions {
   std::size_t shared_per_block = 227 * 1024;

@@ -106,6 +106,7 @@ class EmulatedDevice final : public Device {
   explicit EmulatedDevice(const EmulatedDeviceOptions& o) : options_(o) {
     info_ = {"emulated on the host", o.compute_major,    o.compute_minor,
              kMultiprocessors,       o.shared_per_block, o.memory_bytes};
+    require_supported(info_);
   }
   ~EmulatedDevice() override { MILLION_ASSERT(sizes_.empty()); }
 

@@ -12,9 +12,6 @@
 namespace million {
 namespace {
 
-/// Oldest device with the tensor-core instructions and asynchronous copies that kernels use.
-constexpr int kOldestMajor = 8;
-
 void check_cuda(cudaError_t status, const char* call) {
   MILLION_REQUIRE(status == cudaSuccess, ErrorCode::kFailed, "{}: {}", call,
                   cudaGetErrorString(status));
@@ -48,10 +45,7 @@ class NativeDevice final : public Device {
              p.multiProcessorCount,
              p.sharedMemPerBlockOptin,
              static_cast<uint64_t>(p.totalGlobalMem)};
-    MILLION_REQUIRE(p.major >= kOldestMajor, ErrorCode::kNoResources,
-                    "--backend cuda: {} has compute capability {}.{}, at least {}.0 is needed; use "
-                    "--backend cpu",
-                    p.name, p.major, p.minor, kOldestMajor);
+    require_supported(info_);
     check_cublas(cublasCreate(&cublas_), "cublasCreate");
     // A workspace of its own: products of a captured step may allocate nothing.
     check_cuda(cudaMalloc(&workspace_, kWorkspaceBytes), "cudaMalloc of cuBLAS' workspace");
