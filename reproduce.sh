@@ -195,7 +195,7 @@ for name in "${experiments[@]}"; do
   stamped "$name" "$key" "$results/$name" "experiments/$name/run.sh"
 done
 drawn=("${experiments[@]/#/$results/}")
-stamped plots "$(hash plots "${drawn[@]}")" "$results/figures" plots/all.sh "$results" "$python"
+stamped plots "$(hash plots experiments/gpu "${drawn[@]}")" "$results/figures" plots/all.sh "$results" "$python"
 
 status=0
 "$python" plots/report.py "$results" --experiments experiments --profile "$PROFILE" \

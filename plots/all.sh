@@ -24,3 +24,9 @@ draw plot_heatmap "$results/02_rate_distortion/sweep.jsonl" --out "$figures/4-he
 draw plot_quality "$results/03_perplexity/eval.jsonl" --out "$figures/5-quality"
 draw plot_speed "$results/04_speed_memory/bench.jsonl" --out "$figures/6-speed"
 draw plot_domains "$results/05_domain_shift/eval.jsonl" --out "$figures/7-domains"
+
+# Not measured: what counted kernels would take on GPUs.
+predicted=$(mktemp -d)
+trap 'rm -rf "$predicted"' EXIT
+"$python" "$here/../experiments/gpu/roofline.py" --out "$predicted" >/dev/null
+draw plot_gpu_prediction "$predicted/predicted.jsonl" --out "$figures/8-gpu-predicted"

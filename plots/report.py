@@ -9,6 +9,8 @@ could not be judged, so that a script can rely on it.
 
 import argparse
 import glob
+import importlib.util
+import json
 import math
 import os
 import sys
@@ -174,6 +176,36 @@ def add_speed_table(doc, records):
                "prefill (tokens/s)", "cache and codebooks (MiB)", "read bandwidth used (%)"], table)
 
 
+PREDICTED_AT = (32768, (1, 16))  # tokens, batches
+
+
+def add_prediction(doc, experiments):
+    """What experiments/gpu counts and predicts; nothing of it is measured."""
+    folder = os.path.join(experiments, "gpu")
+    if not os.path.isdir(folder):
+        return
+    spec = importlib.util.spec_from_file_location("roofline", os.path.join(folder, "roofline.py"))
+    roofline = importlib.util.module_from_spec(spec)
+    sys.modules["roofline"] = roofline
+    spec.loader.exec_module(roofline)
+    with open(os.path.join(folder, "counts.json"), encoding="utf-8") as stream:
+        rows, _ = roofline.predict(json.load(stream))
+    tokens, batches = PREDICTED_AT
+    doc.heading("On a GPU (predicted)")
+    doc.text(f"Predicted, not measured: Llama-3.1-8B at {tokens // 1024}K tokens, from work counted "
+             "in compiled kernels over what devices can do. fp16 and KIVI are taken at the time of "
+             "their bytes alone. Assumptions: " + " ".join(roofline.ASSUMPTIONS.split()))
+    table = [[r["device"], r["batch"], roofline.NAMES[r["kind"], r["bits"]],
+              number_text(r["attention_us"]), number_text(r["attention_gain"], digits=3),
+              number_text(r["step_ms"]), number_text(r["step_gain"], digits=3), r["limit"],
+              "yes" if r["fits"] else "no"]
+             for r in rows if r["model"] == "Llama-3.1-8B" and r["tokens"] == tokens and
+             r["batch"] in batches]
+    doc.table(["device (predicted)", "batch", "method", "attention of a layer (us)",
+               "times faster than fp16", "decode step (ms)", "times faster than fp16", "limit",
+               "fits"], table)
+
+
 def add_figures(doc, results):
     doc.heading("Figures")
     for caption_file in sorted(glob.glob(os.path.join(results, "figures", "*.txt"))):
@@ -223,6 +255,7 @@ def main():
     add_figures(doc, args.results)
     add_quality_tables(doc, records)
     add_speed_table(doc, records)
+    add_prediction(doc, args.experiments)
     add_published(doc, suites)
     add_runs(doc, args.results, records)
     doc.write(args.out)
