@@ -81,12 +81,13 @@ ASSUMPTIONS = f"""\
   rate.
 - A counted kernel reaches {EFFICIENCY:.0%} of its worst limit; fp16 flash decoding, KIVI and the
   products with weights reach {BYTES_EFFICIENCY:.0%} of bandwidth and have no other limit.
-- {GAP_US} us from kernel to kernel (CUDA graph): fp16 attention takes 2 kernels, PQ 3 (4 where two
+- {GAP_US} us from kernel to kernel (CUDA graph): fp16 attention takes 2 kernels, PQ 2 (3 where two
   passes are needed), ours 5; {LAYER_KERNELS} others a layer.
 - A block of PQ or of ours loads its codebooks at {L2_BYTES} bytes a clock; its warps keep one strip
   of 32 tokens each in flight, in as many blocks an SM as registers and shared memory allow. Tokens
   are cut into the best number of parts; memory needs {FILLED:.0%} of the SMs.
-- Every quantized cache also reads {EXACT_TOKENS} exact tokens a sequence.
+- Every quantized cache also reads {EXACT_TOKENS} exact tokens a sequence: PQ and ours in a branch
+  of the graph beside the codes, which costs their bytes but no time from kernel to kernel.
 - Weights are f16 and are read once a step. Nothing of the cache stays in L2 from step to step.
 - Default method: units of {", ".join(f"{m.span} KV heads ({m.name})" for m in MODELS)};
   turned queries go through memory where they are larger than half the L2 cache.
@@ -143,7 +144,7 @@ def pq_works(counts, device, model, batch, tokens, M):
             in_flight=bytes_in_flight(kernel, device, entry["shared_bytes"], code_bytes),
             blocks=units * head_blocks,
             book_bytes=entry["shared_bytes"], kernels=1))
-    works[-1].kernels += 2  # exact rows, merge
+    works[-1].kernels += 1  # merge; exact rows have a branch of their own
     return works
 
 
@@ -168,7 +169,7 @@ def coded_works(counts, device, model, batch, tokens):
             Work(bytes=codes + through_memory / 2, cycles=all_cycles(attend),
                  in_flight=bytes_in_flight(attend, device, entry["shared_bytes"], 2 * M),
                  blocks=units, book_bytes=entry["shared_bytes"],
-                 kernels=4)]  # exact rows, sums to channels, merges
+                 kernels=4)]  # merge, sums to channels, merge; exact rows run beside
 
 
 def part_time_us(device, work, splits):

@@ -26,7 +26,12 @@ int splits_for(const DeviceInfo& info, int blocks_each, int64_t tokens) {
 DeviceAttention::DeviceAttention(std::shared_ptr<Device> device, const KvGeometry& geometry,
                                  const DeviceStore* k_store, const DeviceStore* v_store,
                                  int64_t capacity, int64_t exact_tokens)
-    : device_(std::move(device)), geometry_(geometry), mode_(choose(k_store, v_store)) {
+    : device_(std::move(device)),
+      geometry_(geometry),
+      mode_(choose(k_store, v_store)),
+      beside_(device_),
+      forked_(device_),
+      joined_(device_) {
   const DeviceInfo& info = device_->info();
   const int heads = geometry.n_kv_heads;
   const bool beside = mode_ != Mode::kExact && mode_ != Mode::kGroups;
@@ -161,9 +166,18 @@ void DeviceAttention::attend_codes(Device::Stream s, const LayerView& layer,
 
 void DeviceAttention::attend_one(Device::Stream s, const LayerView& layer, const uint16_t* q,
                                  uint16_t* out) {
-  attend_codes(s, layer, q);
   const cuda::SequenceState* state = mode_ == Mode::kDecoded ? layer.beside_decoded : layer.whole;
-  attend_rows(s, layer, query(q, state, exact_splits_, coded_parts_), mode_ == Mode::kGroups);
+  const cuda::QueryArgs exact = query(q, state, exact_splits_, coded_parts_);
+  if (coded_parts_ == 0) {
+    attend_rows(s, layer, exact, mode_ == Mode::kGroups);
+  } else {  // two branches of the step, which meet in the merge
+    device_->record(forked_.get(), s);
+    device_->wait(beside_.get(), forked_.get());
+    attend_rows(beside_.get(), layer, exact, false);
+    device_->record(joined_.get(), beside_.get());
+    attend_codes(s, layer, q);
+    device_->wait(s, joined_.get());
+  }
   cuda::MergeArgs m{};
   m.parts = {rows_.data(), lse_.data(), coded_parts_ + exact_splits_, 0};
   m.batch = 1, m.n_heads = geometry_.n_heads, m.width = geometry_.head_dim;

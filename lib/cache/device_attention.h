@@ -56,6 +56,8 @@ class DeviceAttention {
   std::shared_ptr<Device> device_;
   const KvGeometry& geometry_;
   Mode mode_;
+  DeviceStream beside_;  ///< exact rows, while codes are read on the caller's stream
+  DeviceEvent forked_, joined_;
   int coded_splits_ = 0, exact_splits_ = 0;
   int coded_parts_ = 0;             ///< those that coded tokens have in rows_
   DeviceBuffer<float> rows_, lse_;  ///< parts: coded ones, then exact ones

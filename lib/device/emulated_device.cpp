@@ -20,8 +20,11 @@
 namespace million {
 namespace {
 
-/// A stream: a thread that runs what it is given, in order; while captured, a list. The thread is
-/// woken when something waits for it, not for every launch.
+using WorkList = std::vector<std::function<void()>>;
+
+/// A stream: a thread that runs what it is given, in order; while captured, a list, which streams
+/// that wait for a captured event share. The thread is woken when something waits for it, not for
+/// every launch.
 class EmulatedStream final : public simt::Queue {
  public:
   EmulatedStream() : thread_([this] { run(); }) {}
@@ -35,8 +38,8 @@ class EmulatedStream final : public simt::Queue {
   }
 
   void enqueue(std::function<void()> work) override {
-    if (recording_) {
-      record_.push_back(std::move(work));
+    if (capture_) {
+      capture_->push_back(std::move(work));
       return;
     }
     std::lock_guard lock(mutex_);
@@ -57,11 +60,8 @@ class EmulatedStream final : public simt::Queue {
     idle_.wait(lock, [this] { return !started_; });
   }
 
-  void begin_capture() { recording_ = true; }
-  std::vector<std::function<void()>> end_capture() {
-    recording_ = false;
-    return std::exchange(record_, {});
-  }
+  void capture_into(std::shared_ptr<WorkList> list) { capture_ = std::move(list); }
+  const std::shared_ptr<WorkList>& capture() const { return capture_; }
 
  private:
   void run() {
@@ -85,8 +85,8 @@ class EmulatedStream final : public simt::Queue {
   std::mutex mutex_;
   std::condition_variable changed_, idle_;
   std::deque<std::function<void()>> queue_;
-  std::vector<std::function<void()>> record_;
-  bool stop_ = false, started_ = false, recording_ = false;
+  std::shared_ptr<WorkList> capture_;  ///< the host's thread alone uses it
+  bool stop_ = false, started_ = false;
   std::thread thread_;  // last member: it uses the others
 };
 
@@ -95,10 +95,11 @@ struct EmulatedEvent {
   std::mutex mutex;
   std::condition_variable changed;
   int64_t recorded = 0, reached = 0;
+  std::shared_ptr<WorkList> capture;  ///< that it was last recorded in
 };
 
 struct EmulatedGraph final : DeviceGraph {
-  std::vector<std::function<void()>> work;
+  std::shared_ptr<const WorkList> work;
 };
 
 class EmulatedDevice final : public Device {
@@ -167,6 +168,8 @@ class EmulatedDevice final : public Device {
 
   void record(Event handle, Stream s) override {
     auto* e = static_cast<EmulatedEvent*>(handle);
+    e->capture = of(s)->capture();
+    if (e->capture) return;  // the list is in order already
     int64_t number = 0;
     {
       std::lock_guard lock(e->mutex);
@@ -181,6 +184,10 @@ class EmulatedDevice final : public Device {
   }
   void wait(Stream s, Event handle) override {
     auto* e = static_cast<EmulatedEvent*>(handle);
+    if (e->capture) {
+      of(s)->capture_into(e->capture);
+      return;
+    }
     int64_t number = 0;
     {
       std::lock_guard lock(e->mutex);
@@ -207,15 +214,21 @@ class EmulatedDevice final : public Device {
     of(s)->enqueue([g] { multiply(g); });
   }
 
-  void begin_capture(Stream s) override { of(s)->begin_capture(); }
+  void begin_capture(Stream s) override { of(s)->capture_into(std::make_shared<WorkList>()); }
   std::unique_ptr<DeviceGraph> end_capture(Stream s) override {
     auto graph = std::make_unique<EmulatedGraph>();
-    graph->work = of(s)->end_capture();
+    const std::shared_ptr<WorkList> list = of(s)->capture();
+    graph->work = list;
+    std::lock_guard lock(mutex_);
+    for (EmulatedStream* stream : streams_)
+      if (stream->capture() == list) stream->capture_into(nullptr);
     return graph;
   }
   void launch(const DeviceGraph& graph, Stream s) override {
-    const auto& work = static_cast<const EmulatedGraph&>(graph).work;
-    for (const auto& step : work) of(s)->enqueue(step);
+    const auto work = static_cast<const EmulatedGraph&>(graph).work;
+    of(s)->enqueue([work] {
+      for (const auto& step : *work) step();
+    });
   }
 
   void check(int status, const char* operation) override {
