@@ -28,10 +28,10 @@ DeviceAttention::DeviceAttention(std::shared_ptr<Device> device, const KvGeometr
                                  int64_t capacity, int64_t exact_tokens)
     : device_(std::move(device)),
       geometry_(geometry),
-      mode_(choose(k_store, v_store)),
       beside_(device_),
       forked_(device_),
       joined_(device_) {
+  mode_ = choose(k_store, v_store);
   const DeviceInfo& info = device_->info();
   const int heads = geometry.n_kv_heads;
   const bool beside = mode_ != Mode::kExact && mode_ != Mode::kGroups;

@@ -55,7 +55,7 @@ class DeviceAttention {
 
   std::shared_ptr<Device> device_;
   const KvGeometry& geometry_;
-  Mode mode_;
+  Mode mode_ = Mode::kExact;
   DeviceStream beside_;  ///< exact rows, while codes are read on the caller's stream
   DeviceEvent forked_, joined_;
   int coded_splits_ = 0, exact_splits_ = 0;
