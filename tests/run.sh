@@ -58,7 +58,6 @@ echo "== not run"
 echo "- a GPU: device kernels ran on the host; experiments/gpu/accept.sh is the check on a GPU"
 command -v nvcc >/dev/null || [ -x /usr/local/cuda/bin/nvcc ] ||
   echo "- compiled PTX, cubins, instruction budgets: no nvcc here (CUDA Toolkit)"
-echo "- most mutants of the device kernels: tests/cuda/mutants.py runs all"
 [ "$quick" = 0 ] || echo "- apps, consumer: left out by --quick"
 [ "$preset" = asan ] || echo "- AddressSanitizer, UndefinedBehaviorSanitizer: tests/run.sh --asan"
 [ "$preset" = tsan ] || echo "- ThreadSanitizer on threads and cache: tests/run.sh --tsan"
