@@ -129,7 +129,8 @@ std::unique_ptr<DecodeInputs> load_decode_inputs(const DecodeFlags& f, const App
   inputs->seed = context.seed;
   const bool exact = f.compute == "exact";
   const Backend backend = parse_backend(f.backend);
-  if (backend != Backend::kCpu) shared_device(backend);  // a missing device shows before the load
+  if (backend != Backend::kCpu)
+    inputs->device = shared_device(backend);  // a missing device shows before the load
   const float default_skip = backend == Backend::kCpu ? kDefaultSkip : 0.0f;
   inputs->model = Model::load(f.model);
   inputs->options = {{exact ? PrefillCompute::kF32 : parse_compute(f.compute),

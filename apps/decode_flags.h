@@ -30,6 +30,7 @@ struct DecodeFlags {
 };
 
 struct DecodeInputs {
+  std::shared_ptr<Device> device;  ///< of --backend, held so that it is made once
   std::shared_ptr<const Model> model;
   TokenText calib_text;
   EngineOptions options;

@@ -76,7 +76,7 @@ std::unique_ptr<EvalInputs> load_inputs(const EvalFlags& f, const AppContext& co
   plan.evaluation.decoder = {parse_compute(f.compute), DecodeCompute::kExact, f.chunk};
   plan.evaluation.skip_share = f.skip_mass;
   plan.evaluation.backend = parse_backend(f.backend);
-  if (plan.evaluation.backend != Backend::kCpu) shared_device(plan.evaluation.backend);
+  if (plan.evaluation.backend != Backend::kCpu) in.device = shared_device(plan.evaluation.backend);
   MILLION_REQUIRE(f.skip_mass == 0.0f || (f.chunk == 1 && f.protocol == "decode-path"),
                   ErrorCode::kUsage,
                   "--skip-mass: got {} with --protocol {} --chunk {}, it concerns single tokens; "

@@ -25,6 +25,7 @@ struct EvalFlags {
 
 /// Model and texts that a session refers to; keep it alive as long as the session.
 struct EvalInputs {
+  std::shared_ptr<Device> device;  ///< of --backend, held so that it is made once
   std::shared_ptr<const Model> model;
   TokenText text, calib_text;
   SessionPlan plan;

@@ -159,8 +159,9 @@ RunRecord make_record(const Flags& f, const DumpMeta& meta, const AppContext& co
 
 int run(const Flags& f, const AppContext& context) {
   limit_onednn_isa();
+  std::shared_ptr<Device> device;
   if (const Backend backend = parse_backend(f.backend); backend != Backend::kCpu)
-    shared_device(backend);  // a missing device shows before the model is loaded
+    device = shared_device(backend);  // a missing device shows before the model is loaded
   const auto model = Model::load(f.model);
   const DumpMeta meta = plan_dump(f, *model, context);
   const double mib = static_cast<double>(meta.payload_bytes()) / (1 << 20);

@@ -96,6 +96,8 @@ struct DeviceCache::Impl {
 
   void require_memory();
   void allocate();
+  void copy_rows(Device::Stream s, int64_t first, int64_t end, std::pair<const uint16_t*, int> from,
+                 std::pair<uint16_t*, int> to, int64_t to_shift = 0) const;
   void wait_for_codes(Device::Stream s);
   void upload_state(Device::Stream s);
   void encode_until(Device::Stream s, Layer& layer, int kind, int64_t from, int64_t until);
@@ -178,6 +180,21 @@ void DeviceCache::Impl::allocate() {
   device->synchronize(s.get());
 }
 
+/// Tokens [first, end), none when first >= end, from one array of rows (and their number) to
+/// another, where token t lies at t - to_shift.
+void DeviceCache::Impl::copy_rows(Device::Stream s, int64_t first, int64_t end,
+                                  std::pair<const uint16_t*, int> from,
+                                  std::pair<uint16_t*, int> to, int64_t to_shift) const {
+  if (first >= end) return;
+  cuda::CopyRowsArgs a{};
+  a.n_kv_heads = geometry.n_kv_heads, a.head_dim = geometry.head_dim;
+  a.first = static_cast<int>(first), a.n = static_cast<int>(end - first);
+  a.from = from.first, a.from_rows = from.second;
+  a.to = to.first, a.to_rows = to.second;
+  a.to_shift = static_cast<int>(to_shift);
+  device->check(device->ops().copy_rows(s, a), "copy_rows");
+}
+
 /// Makes `s` wait for codes that the call's queries see; all of them for a chunk, which also
 /// decodes and appends.
 void DeviceCache::Impl::wait_for_codes(Device::Stream s) {
@@ -224,15 +241,8 @@ void DeviceCache::Impl::show_decoded(Device::Stream s, Layer& layer) {
     if (kind.coded > kind.decoded)
       side.store->decode(s, kind.decoded, kind.coded - kind.decoded, side.decoded.data(),
                          decoded_rows);
-    if (shown == kind.coded) continue;
-    cuda::CopyRowsArgs a{};
-    a.n_kv_heads = geometry.n_kv_heads, a.head_dim = geometry.head_dim;
-    a.first = static_cast<int>(n_sinks() + kind.coded);
-    a.n = static_cast<int>(shown - kind.coded);
-    a.from = side.ring.data(), a.from_rows = ring_rows;
-    a.to = side.decoded.data(), a.to_rows = decoded_rows;
-    a.to_shift = static_cast<int>(n_sinks());
-    device->check(device->ops().copy_rows(s, a), "copy_rows");
+    copy_rows(s, n_sinks() + kind.coded, n_sinks() + shown, {side.ring.data(), ring_rows},
+              {side.decoded.data(), decoded_rows}, n_sinks());
   }
 }
 
@@ -241,13 +251,8 @@ void DeviceCache::Impl::keep_rows(Device::Stream s, Layer& layer) {
   if (!use_work) return;
   for (int i = 0; i < 2; ++i) {
     const int64_t needed = std::max(n_sinks() + kinds[i].rule.seen(n_after() - 1), n_tokens);
-    const int64_t first = std::max(needed, n_after() - ring_rows);
-    cuda::CopyRowsArgs a{};
-    a.n_kv_heads = geometry.n_kv_heads, a.head_dim = geometry.head_dim;
-    a.first = static_cast<int>(first), a.n = static_cast<int>(n_after() - first);
-    a.from = kinds[i].work.data(), a.from_rows = work_rows;
-    a.to = layer.sides[i].ring.data(), a.to_rows = ring_rows;
-    device->check(device->ops().copy_rows(s, a), "copy_rows");
+    copy_rows(s, std::max(needed, n_after() - ring_rows), n_after(),
+              {kinds[i].work.data(), work_rows}, {layer.sides[i].ring.data(), ring_rows});
   }
 }
 
@@ -346,13 +351,8 @@ void DeviceCache::prepare(Device::Stream s, int layer) {
   if (!m.many() || !m.use_work) return;
   for (int i = 0; i < 2; ++i) {
     const int64_t first = m.n_sinks() + m.kinds[i].rule.seen(m.n_tokens);
-    if (first >= m.n_tokens) continue;
-    cuda::CopyRowsArgs a{};
-    a.n_kv_heads = m.geometry.n_kv_heads, a.head_dim = m.geometry.head_dim;
-    a.first = static_cast<int>(first), a.n = static_cast<int>(m.n_tokens - first);
-    a.from = m.layers[layer].sides[i].ring.data(), a.from_rows = m.ring_rows;
-    a.to = m.kinds[i].work.data(), a.to_rows = m.work_rows;
-    m.device->check(m.device->ops().copy_rows(s, a), "copy_rows");
+    m.copy_rows(s, first, m.n_tokens, {m.layers[layer].sides[i].ring.data(), m.ring_rows},
+                {m.kinds[i].work.data(), m.work_rows});
   }
 }
 

@@ -90,12 +90,9 @@ void Decoder::Impl::resize(int n) {
 
 void Decoder::Impl::embed(std::span<const int32_t> tokens) {
   const WeightView& e = model->token_embedding;
-  for (size_t i = 0; i < tokens.size(); ++i) {
-    MILLION_REQUIRE(tokens[i] >= 0 && tokens[i] < config().n_vocab, ErrorCode::kBadInput,
-                    "token id {} at position {} of the input, expected 0 to {}", tokens[i], i,
-                    config().n_vocab - 1);
+  require_tokens(tokens, config().n_vocab);
+  for (size_t i = 0; i < tokens.size(); ++i)
     ops().dequant_row(e.type, e.row(tokens[i]), e.cols, x.data() + i * e.cols);
-  }
 }
 
 void Decoder::Impl::norm(const float* from, const AlignedVector<float>& w, int n, float* y) const {

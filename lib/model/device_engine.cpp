@@ -40,7 +40,6 @@ class DeviceEngine final : public Engine {
  private:
   const ModelConfig& config() const { return model_->config; }
   int qkv_row() const { return (config().n_heads + 2 * config().n_kv_heads) * config().head_dim; }
-  void check_tokens(std::span<const int32_t> tokens) const;
   void run(std::span<const int32_t> tokens, Probe* probe, float* hidden);
   void launch_step(int n, Probe* probe);
   void layer_in(const DeviceLayer& w, int layer, int n);
@@ -107,13 +106,6 @@ DeviceEngine::DeviceEngine(std::shared_ptr<Device> device, std::shared_ptr<const
   logits_ = floats(static_cast<size_t>(kHeadRows) * c.n_vocab);
 }
 
-void DeviceEngine::check_tokens(std::span<const int32_t> tokens) const {
-  for (size_t i = 0; i < tokens.size(); ++i)
-    MILLION_REQUIRE(tokens[i] >= 0 && tokens[i] < config().n_vocab, ErrorCode::kBadInput,
-                    "token id {} at position {} of the input, expected 0 to {}", tokens[i], i,
-                    config().n_vocab - 1);
-}
-
 void DeviceEngine::norm(const float* x, const DeviceBuffer<float>& w, int n, float* f32) {
   device_->check(device_->ops().rms_norm(stream_.get(), {x, w.data(), config().rms_eps, n,
                                                          config().d_model, h_.data(), f32}),
@@ -136,7 +128,7 @@ void DeviceEngine::layer_in(const DeviceLayer& w, int layer, int n) {
   const DeviceRope& rope = cache_.rope();
   a.cosines = rope.cosines.data(), a.sines = rope.sines.data();
   a.n_pairs = rope.n_pairs, a.adjacent = rope.adjacent;
-  a.magnitude = c.geometry().rope.magnitude();
+  a.magnitude = cache_.geometry().rope.magnitude();
   a.batch = 1, a.n = n, a.n_heads = c.n_heads, a.n_kv_heads = c.n_kv_heads;
   a.head_dim = c.head_dim;
   a.state = cache_.state();
@@ -194,8 +186,8 @@ void DeviceEngine::show(Probe* probe, int layer, int n) {
   for (int p = 0; p < 2; ++p) {
     turned[p] = parts[p];
     for (int i = 0; i < n; ++i)
-      c.geometry().rope.rotate_to(turned[p].data() + static_cast<size_t>(i) * counts[p] * d,
-                                  counts[p], d, cache_.n_tokens() + i);
+      cache_.geometry().rope.rotate_to(turned[p].data() + static_cast<size_t>(i) * counts[p] * d,
+                                       counts[p], d, cache_.n_tokens() + i);
   }
   probe->on_layer(layer, cache_.n_tokens(), n, parts[0].data(), turned[0].data(), parts[1].data(),
                   turned[1].data(), parts[2].data());
@@ -229,7 +221,7 @@ void DeviceEngine::run(std::span<const int32_t> tokens, Probe* probe, float* hid
 }
 
 std::span<const float> DeviceEngine::forward(std::span<const int32_t> tokens, Probe* probe) {
-  check_tokens(tokens);
+  require_tokens(tokens, config().n_vocab);
   const size_t d = config().d_model;
   host_hidden_.resize(tokens.size() * d);
   for (size_t done = 0; done < tokens.size();) {

@@ -89,6 +89,13 @@ std::shared_ptr<const Model> Model::load(const std::filesystem::path& path) {
   return from_gguf(GgufFile::open(path));
 }
 
+void require_tokens(std::span<const int32_t> tokens, int n_vocab) {
+  for (size_t i = 0; i < tokens.size(); ++i)
+    MILLION_REQUIRE(tokens[i] >= 0 && tokens[i] < n_vocab, ErrorCode::kBadInput,
+                    "token id {} at position {} of the input, expected 0 to {}", tokens[i], i,
+                    n_vocab - 1);
+}
+
 void warn_beyond_training(const ModelConfig& config, int64_t n_tokens) {
   if (n_tokens > config.n_context)
     spdlog::warn(

@@ -11,6 +11,7 @@
 #include <cstddef>
 #include <filesystem>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -69,6 +70,9 @@ class Model {
   uint64_t weight_bytes = 0;            ///< bytes of all tensors as stored
   std::shared_ptr<const void> mapping;  ///< keeps the file mapped
 };
+
+/// Error(kBadInput) for an id outside the vocabulary, naming it and its place.
+void require_tokens(std::span<const int32_t> tokens, int n_vocab);
 
 /// Warns when a run takes more tokens than the model was trained for, and names the ways out.
 void warn_beyond_training(const ModelConfig& config, int64_t n_tokens);
