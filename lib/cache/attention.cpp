@@ -2,10 +2,9 @@
 #include "lib/cache/attention.h"
 
 #include "kernels/ops.h"
+#include "lib/cache/turn.h"
 #include "lib/core/error.h"
 #include "lib/core/parallel.h"
-
-#include <dnnl.h>
 
 #include <algorithm>
 #include <cmath>
@@ -17,21 +16,24 @@ namespace {
 
 /// Buffers of one thread for one (KV head, query tile).
 struct Work {
-  AlignedVector<float> q, scores, acc;
-  std::vector<SoftmaxState> state;
+  AlignedVector<float> rows, q, far_q, acc;  ///< rows [row][head_dim], the others panels
+  std::vector<float> max, sum;               ///< of the softmax per row
   std::vector<int> begin, end;
   std::vector<int64_t> key_boundary, value_boundary;  ///< per query position of the tile
 };
 
-/// One tile of keys against the rows of one query tile: visible columns [begin, end) per row.
-void attend_tile(Work& w, int rows, int head_dim, const float* k, const float* v) {
-  const float scale = 1.0f / std::sqrt(static_cast<float>(head_dim));
-  MILLION_ASSERT(dnnl_sgemm('N', 'T', rows, kKeyTile, head_dim, 1.0f, w.q.data(), head_dim, k,
-                            head_dim, 0.0f, w.scores.data(), kKeyTile) == dnnl_success);
-  ops().softmax_tile(w.scores.data(), rows, kKeyTile, kKeyTile, w.begin.data(), w.end.data(), scale,
-                     w.state.data(), w.acc.data(), head_dim);
-  MILLION_ASSERT(dnnl_sgemm('N', 'N', rows, head_dim, kKeyTile, 1.0f, w.scores.data(), kKeyTile, v,
-                            head_dim, 1.0f, w.acc.data(), head_dim) == dnnl_success);
+static_assert(kKeyTile <= kMaxTileKeys && kQueryTile % kPanelRows == 0);
+
+/// Rows [n][d] times `scale` to panels (TileAttendArgs); n is a multiple of kPanelRows.
+void to_panels(const AlignedVector<float>& rows, int n, int d, float scale,
+               AlignedVector<float>& panels) {
+  panels.resize(static_cast<size_t>(n) * d);
+  for (int r = 0; r < n; r += kPanelRows) {
+    const float* from = rows.data() + static_cast<int64_t>(r) * d;
+    float* to = panels.data() + static_cast<int64_t>(r) * d;
+    for (int c = 0; c < d; ++c, to += kPanelRows)
+      for (int i = 0; i < kPanelRows; ++i) to[i] = from[static_cast<int64_t>(i) * d + c] * scale;
+  }
 }
 
 /// One query tile of one KV head: kQueryTile positions times the group's query heads, as rows
@@ -49,29 +51,40 @@ class TileJob {
         tile_first_(tile * kQueryTile),
         rows_(kQueryTile * g.group()),
         first_(std::max(tile_first_, view.first)),
-        last_(std::min(tile_first_ + kQueryTile, view.first + view.n) - 1) {}
+        last_(std::min(tile_first_ + kQueryTile, view.first + view.n) - 1) {
+    if (view.bf16_products && g.head_dim % 16 == 0 && attend_tile_bf16())
+      attend_tile_ = attend_tile_bf16();
+  }
 
   void run() {
     load();
-    const auto low = [&](int64_t i) { return std::min(key(i), value(i)); };
-    const auto high = [&](int64_t i) { return std::max(key(i), value(i)); };
+    const bool extended = g_.self_extend.on();
+    const auto far = [&](int64_t i) { return extended ? g_.self_extend.far_end(i) : i + 1; };
+    const auto low = [&](int64_t i) { return std::min({key(i), value(i), far(i)}); };
+    const auto high = [&](int64_t i) { return std::min(std::max(key(i), value(i)), far(i)); };
+    const auto near = [&](int64_t i) { return extended ? far(i) : high(i); };
     // Without codes in the chunk the sinks still go apart: a row must not depend on its chunk.
-    const TileRows* low_k = view_.any_coded ? view_.coded_k : view_.exact_k;
+    const TileRows* low_k = view_.any_coded ? view_.coded_k : view_.far_k;
     const TileRows* low_v = view_.any_coded ? view_.coded_v : view_.exact_v;
     for (int64_t k0 = 0; k0 <= last_; k0 += kKeyTile) {
-      const auto attend = [&](const TileRows* k, const TileRows* v, auto from, auto to) {
+      const auto attend = [&](const AlignedVector<float>& q, const TileRows* k, const TileRows* v,
+                              auto from, auto to) {
         if (set_visible(k0, from, to))
-          attend_tile(w_, rows_, g_.head_dim, k->at(head_, k0), v->at(head_, k0));
+          attend_tile_({rows_, g_.head_dim, kKeyTile, q.data(), k->at(head_, k0), v->at(head_, k0),
+                        w_.begin.data(), w_.end.data(), w_.max.data(), w_.sum.data(),
+                        w_.acc.data()});
       };
+      const AlignedVector<float>& far_q = extended ? w_.far_q : w_.q;
       attend(
-          low_k, low_v, [](int64_t) { return int64_t{0}; }, low);
+          far_q, low_k, low_v, [](int64_t) { return int64_t{0}; }, low);
       if (split_) {  // tokens of which only one side is coded
         attend(
-            view_.exact_k, view_.coded_v, [&](int64_t i) { return key(i); }, high);
+            far_q, view_.far_k, view_.coded_v, [&](int64_t i) { return key(i); }, high);
         attend(
-            view_.coded_k, view_.exact_v, [&](int64_t i) { return value(i); }, high);
+            far_q, view_.coded_k, view_.exact_v, [&](int64_t i) { return value(i); }, high);
       }
-      attend(view_.exact_k, view_.exact_v, high, [](int64_t i) { return i + 1; });
+      if (extended) attend(far_q, view_.far_k, view_.exact_v, high, far);
+      attend(w_.q, view_.exact_k, view_.exact_v, near, [](int64_t i) { return i + 1; });
     }
     store();
   }
@@ -102,30 +115,39 @@ class TileJob {
 
   void load() {
     const int64_t run = static_cast<int64_t>(g_.group()) * g_.head_dim;
-    w_.q.assign(static_cast<size_t>(rows_) * g_.head_dim, 0.0f);
-    w_.acc.assign(w_.q.size(), 0.0f);
-    w_.scores.resize(static_cast<size_t>(rows_) * kKeyTile);
-    w_.state.assign(rows_, SoftmaxState{});
+    const bool extended = g_.self_extend.on();
+    const float scale = 1.0f / std::sqrt(static_cast<float>(g_.head_dim));
+    w_.rows.assign(static_cast<size_t>(rows_) * g_.head_dim, 0.0f);
+    w_.acc.assign(w_.rows.size(), 0.0f);
+    w_.max.assign(rows_, -INFINITY);
+    w_.sum.assign(rows_, 0.0f);
     w_.begin.assign(rows_, 0);
     w_.end.assign(rows_, 0);
     w_.key_boundary.clear();
     w_.value_boundary.clear();
     for (int64_t i = first_; i <= last_; ++i) {
-      std::copy_n(q_ + query_of(i), run, w_.q.data() + row_of(i) * g_.head_dim);
+      std::copy_n(q_ + query_of(i), run, w_.rows.data() + row_of(i) * g_.head_dim);
       w_.key_boundary.push_back(view_.key_boundary(i));
       w_.value_boundary.push_back(view_.value_boundary(i));
       split_ |= w_.key_boundary.back() != w_.value_boundary.back();
     }
+    to_panels(w_.rows, rows_, g_.head_dim, scale, w_.q);
+    if (!extended) return;
+    for (int64_t i = first_; i <= last_; ++i)
+      turn_rows(*view_.rope, w_.rows.data() + row_of(i) * g_.head_dim, g_.group(), g_.head_dim,
+                g_.self_extend.far_query(i) - i);
+    to_panels(w_.rows, rows_, g_.head_dim, scale, w_.far_q);
   }
 
   void store() {
     for (int64_t i = first_; i <= last_; ++i)
       for (int h = 0; h < g_.group(); ++h) {
         const int64_t row = row_of(i) + h;
-        const float inverse = 1.0f / w_.state[row].sum;
-        const float* acc = w_.acc.data() + row * g_.head_dim;
+        const float inverse = 1.0f / w_.sum[row];
+        const float* acc =
+            w_.acc.data() + row / kPanelRows * kPanelRows * g_.head_dim + row % kPanelRows;
         float* o = out_ + query_of(i) + static_cast<int64_t>(h) * g_.head_dim;
-        for (int c = 0; c < g_.head_dim; ++c) o[c] = acc[c] * inverse;
+        for (int c = 0; c < g_.head_dim; ++c) o[c] = acc[c * kPanelRows] * inverse;
       }
   }
 
@@ -138,6 +160,7 @@ class TileJob {
   const int64_t tile_first_;
   const int rows_;
   const int64_t first_, last_;
+  TileAttend attend_tile_ = ops().attend_tile;
   bool split_ = false;  ///< keys and values end their codes at different tokens somewhere
 };
 

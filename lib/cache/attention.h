@@ -4,6 +4,7 @@
 // in; a single query goes through the fused kernels.
 #pragma once
 
+#include "lib/core/rope.h"
 #include "lib/core/tensor.h"
 #include "lib/quant/kv_types.h"
 
@@ -37,16 +38,21 @@ class TileRows {
 
 /// What a chunk of queries sees. Query at position i (first <= i < first + n) sees the keys of
 /// positions [0, key_boundary(i)) in coded_k, [key_boundary(i), i] in exact_k, and values likewise;
-/// boundaries never fall. The sinks are exact wherever they are read.
+/// boundaries never fall. The sinks are exact wherever they are read. With SelfExtend it meets
+/// positions [0, far_end(i)) as a far query, exact ones in far_k; a boundary beyond far_end(i)
+/// counts as far_end(i).
 struct ChunkView {
   const TileRows* exact_k;
   const TileRows* exact_v;
+  const TileRows* far_k;    ///< exact keys at their grouped positions; exact_k without SelfExtend
   const TileRows* coded_k;  ///< keys after RoPE; the sinks among them exact
   const TileRows* coded_v;
+  const RopeTable* rope;  ///< turns queries to where they meet far keys
   int64_t first;
   int n;
   bool any_coded;  ///< false: no query sees codes, and the sinks are in the exact rows
   std::function<int64_t(int64_t)> key_boundary, value_boundary;  ///< min(sinks, i + 1) .. i + 1
+  bool bf16_products = false;  ///< attend_tile_bf16 where this CPU has it
 };
 
 /// Causal attention of a chunk: q, out [n][n_heads][head_dim], q after RoPE.

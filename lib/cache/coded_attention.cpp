@@ -39,7 +39,7 @@ void turn_queries(const KvGeometry& g, const KindCache& k, int head, int64_t beg
     w->ends.push_back(run_end(k.frame(), t, end, sinks));
     w->turned.insert(w->turned.end(), q, q + size);
     g.rope.move(w->turned.data() + w->turned.size() - size, g.group(), g.head_dim,
-                k.frame().position(sinks + t) - (sinks + t));
+                -k.frame().rest(sinks + t));
   }
   const int n = static_cast<int>(w->ends.size()) * g.group();
   w->query.resize(static_cast<size_t>(n) * k.store().coded_rank());

@@ -24,6 +24,10 @@ struct CodingRule {
   bool exact = false;  ///< nothing is ever coded
   int sinks = 0, window = 0;
   int seal_tokens = kSealTokens;
+  /// A residual rule counts from so many tokens before the query: what it codes is then far in the
+  /// sense of SelfExtend.
+  int delay = 0;
+  bool long_window = false;    ///< the exact rows are read in long runs
   ResidualRule residual = {};  ///< of the codec; without one the cache's window and lag apply
 
   bool ruled() const { return residual.type != ResidualRule::Type::kNone; }
@@ -35,9 +39,9 @@ struct CodingRule {
     if (exact || i < 0) return 0;
     switch (residual.type) {
       case ResidualRule::Type::kFlush:
-        return i / residual.length * residual.length;
+        return std::max<int64_t>(0, i - delay) / residual.length * residual.length;
       case ResidualRule::Type::kSlide:
-        return std::max<int64_t>(0, i - residual.length);
+        return std::max<int64_t>(0, i - delay - residual.length);
       case ResidualRule::Type::kNone:
         break;
     }
@@ -59,7 +63,8 @@ struct CodingRule {
 
   /// Position at which codes that a query has seen change, after `position`; needs kFlush.
   int64_t next_flush(int64_t position) const {
-    return sinks + (std::max<int64_t>(0, position - sinks) / residual.length + 1) * residual.length;
+    const int64_t from = sinks + delay;
+    return from + (std::max<int64_t>(0, position - from) / residual.length + 1) * residual.length;
   }
 
  private:

@@ -4,6 +4,7 @@
 
 #include "kernels/online_softmax.h"
 #include "lib/cache/exact_run.h"
+#include "lib/cache/kind_cache.h"
 #include "lib/quant/kv_types.h"
 
 #include <cstdint>
@@ -16,5 +17,12 @@ namespace million {
 void attend_exact(const KvGeometry& geometry, const ExactRun& k, int64_t k_at, const ExactRun& v,
                   int64_t v_at, int64_t n, int head, const float* q, SoftmaxState* state,
                   float* acc);
+
+/// Whether the stores of both kinds keep halves that lie where a query meets them. The caller holds
+/// both mutexes, here and below.
+bool can_attend_halves(const KindCache& k, const KindCache& v);
+/// attend_exact over tokens [begin, end) of such stores.
+void attend_halves(const KvGeometry& geometry, const KindCache& k, const KindCache& v, int head,
+                   int64_t begin, int64_t end, const float* q, SoftmaxState* state, float* acc);
 
 }  // namespace million

@@ -2,10 +2,10 @@
 #include "lib/cache/fused_attention.h"
 
 #include "kernels/ops.h"
+#include "lib/cache/turn.h"
 
 #include <algorithm>
 #include <shared_mutex>
-#include <vector>
 
 namespace million {
 namespace {
@@ -33,21 +33,17 @@ CodedAttendArgs shape_of(const KvGeometry& g, const KindCache& k, const KindCach
 }
 
 /// The unit's queries [frame][heads][head_dim], turned back to each frame that args touches.
-void turn_to_frames(const KvGeometry& g, const RopeTable& rope, const CodedAttendArgs& args,
-                    int64_t first_frame, const float* q, AlignedVector<float>* turned) {
+void turn_to_frames(const KvGeometry& g, const RopeTable& rope, const KeyFrame& frame,
+                    const CodedAttendArgs& args, int64_t first_token, const float* q,
+                    AlignedVector<float>* turned) {
   const int64_t size = static_cast<int64_t>(args.n_heads) * g.head_dim;
   const int n = coded_frames(args);
   turned->resize(static_cast<size_t>(n) * size);
-  std::vector<float> sines(rope.n_pairs());
   for (int i = 0; i < n; ++i) {
     float* to = turned->data() + i * size;
     std::copy_n(q, size, to);
-    const int64_t by = first_frame + static_cast<int64_t>(i) * args.frame;
-    const float* from = rope.sines(by);
-    for (size_t p = 0; p < sines.size(); ++p) sines[p] = -from[p];
-    for (int h = 0; h < args.n_heads; ++h)
-      ops().rope_row(to + static_cast<int64_t>(h) * g.head_dim, rope.cosines(by), sines.data(),
-                     rope.n_pairs(), rope.adjacent());
+    turn_rows(rope, to, args.n_heads, g.head_dim,
+              -frame.rest(first_token + static_cast<int64_t>(i) * args.frame));
   }
 }
 
@@ -73,7 +69,7 @@ void attend_fused(const KvGeometry& g, const RopeTable& rope, const KindCache& k
       shape_of(g, k, v, unit, static_cast<int>(end - begin), static_cast<int>(first));
   thread_local AlignedVector<float> turned, scratch;
   const int64_t head = static_cast<int64_t>(unit) * args.n_heads;
-  turn_to_frames(g, rope, args, position - first, q + head * g.head_dim, &turned);
+  turn_to_frames(g, rope, k.frame(), args, position - first, q + head * g.head_dim, &turned);
   scratch.resize(coded_scratch_floats(args));
   args.q = turned.data();
   args.scratch = scratch.data();

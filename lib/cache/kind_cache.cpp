@@ -14,7 +14,7 @@ constexpr int kResidualSegment = 32;
 
 /// A window stays small; an exact cache is read in long runs.
 int segment_tokens(const CodingRule& rule) {
-  if (rule.exact) return 4 * kSealTokens;
+  if (rule.long_window) return 4 * kSealTokens;
   return rule.ruled() ? kResidualSegment : kSealTokens;
 }
 
@@ -28,6 +28,16 @@ KindCache::KindCache(const KvGeometry& geometry, const CodingRule& rule, KeyFram
       sinks_(geometry.n_kv_heads, geometry.head_dim, std::max(1, rule.sinks)),
       window_(geometry.n_kv_heads, geometry.head_dim, segment_tokens(rule)),
       store_(std::move(store)) {}
+
+KindCache::KindCache(const KindCache& from, const KvGeometry& geometry)
+    : geometry_(&geometry),
+      frame_(from.frame_),
+      n_sinks_(from.n_sinks_),
+      sinks_(from.sinks_),
+      window_(from.window_),
+      store_(from.store_ ? from.store_->clone() : nullptr),
+      sealed_(from.sealed_),
+      started_(from.started_) {}
 
 void KindCache::append_exact(const float* x, int64_t n) {
   const int64_t to_sinks = std::clamp<int64_t>(n_sinks_ - sinks_.size(), 0, n);
@@ -49,7 +59,7 @@ void KindCache::start_encoding(int64_t until, BlockEncoder& encoder) {
       std::copy_n(rows.data() + t * d, d, job.x.data() + (t * geometry_->n_kv_heads + h) * d);
   }
   job.run = [this](EncodeJob& j) {
-    if (frame_.type != KeyFrame::Type::kPostRope)
+    if (!frame_.plain())
       parallel_for(j.n, [&](int64_t t) {
         const int64_t position = j.first_token + t;
         geometry_->rope.move(j.x.data() + t * geometry_->row(), geometry_->n_kv_heads,

@@ -21,6 +21,10 @@ class KindCache {
   /// where the codec wants the rows (values: after RoPE, which leaves them as they are).
   KindCache(const KvGeometry& geometry, const CodingRule& rule, KeyFrame frame,
             std::unique_ptr<CodeStore> store);
+  /// A copy that goes on for itself, while no job is under way.
+  KindCache(const KindCache& from, const KvGeometry& geometry);
+  KindCache(KindCache&&) = default;
+  KindCache& operator=(KindCache&&) = default;
 
   /// Appends n rows x [n][n_kv_heads][head_dim]; the first rows of a sequence are its sinks.
   void append_exact(const float* x, int64_t n);
@@ -35,6 +39,7 @@ class KindCache {
   const ExactRun& window() const { return window_; }
   const CodeStore& store() const { return *store_; }
   const KeyFrame& frame() const { return frame_; }
+  int head_dim() const { return geometry_->head_dim; }
   int64_t sealed() const { return sealed_; }  ///< tokens behind the sinks that are only coded
   /// Of the encoding job whose end makes tokens [0, until) readable as codes, until >= sealed().
   int64_t ticket(int64_t until) const;

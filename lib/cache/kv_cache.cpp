@@ -8,9 +8,10 @@
 #include "lib/cache/exact_attention.h"
 #include "lib/cache/fused_attention.h"
 #include "lib/cache/group_attention.h"
-#include "lib/cache/kind_cache.h"
+#include "lib/cache/kind_rows.h"
 #include "lib/cache/pq_attention.h"
 #include "lib/cache/query_parts.h"
+#include "lib/cache/turn.h"
 #include "lib/core/error.h"
 #include "lib/core/parallel.h"
 
@@ -26,8 +27,6 @@ namespace {
 
 /// Tokens decoded at once by decode-then-attend.
 constexpr int kDecodeTokens = 256;
-/// Tokens decoded at once for tiles: a store expands its tables once for them.
-constexpr int kTileTokens = 1024;
 
 }  // namespace
 
@@ -35,10 +34,14 @@ struct KvCache::Impl {
   struct Layer {
     KindCache k, v;
   };
+  /// The group's queries of one KV head, scaled: for neighbours, and for far tokens.
+  struct HeadQueries {
+    const float *near, *far;
+  };
 
   Impl(const KvGeometry& g, Method m, Protocol p, bool async)
       : geometry(g), method(std::move(m)), protocol(p), rope(g.rope), encoder(async) {
-    std::tie(key_rule, value_rule) = coding_rules(method, protocol);
+    std::tie(key_rule, value_rule) = coding_rules(method, protocol, g.self_extend);
     any_call = takes_any_call(method, key_rule, value_rule);
     reset();
   }
@@ -46,13 +49,14 @@ struct KvCache::Impl {
   void reset() {
     encoder.wait(last_ticket);
     layers.clear();
+    KeyFrame frame = method.key_codec->frame();
+    frame.group = geometry.self_extend.group;
     for (int l = 0; l < geometry.n_layers; ++l) {
       const auto store = [&](const Codec& codec) {
         return key_rule.exact ? nullptr : codec.make_store(l);
       };
-      layers.push_back(
-          {KindCache(geometry, key_rule, method.key_codec->frame(), store(*method.key_codec)),
-           KindCache(geometry, value_rule, KeyFrame{}, store(*method.value_codec))});
+      layers.push_back({KindCache(geometry, key_rule, frame, store(*method.key_codec)),
+                        KindCache(geometry, value_rule, KeyFrame{}, store(*method.value_codec))});
     }
     n_tokens = 0;
   }
@@ -83,16 +87,15 @@ struct KvCache::Impl {
   void attend_run(Layer& layer, int64_t first, int n, bool single, const float* q, float* out);
   void hand_over(KindCache& kind, int64_t until);
   int64_t run_end(int64_t first, int64_t end) const;
-  void read_kind(const KindCache& kind, int head, int64_t begin, int64_t end, float* out) const;
-  void fill_tiles(Layer& layer, int64_t n_after);
   void attend_many(Layer& layer, int64_t first, const float* q, int n, float* out);
-  void attend_one(Layer& layer, const float* q, float* out);
+  void attend_one(Layer& layer, int64_t position, const float* q, float* out);
   void attend_coded_parts(Layer& layer, const QueryParts& cut, int units);
   void attend_part(const Layer& layer, const QueryParts& parts, int head, int64_t part,
-                   const float* q, SoftmaxState* state, float* acc) const;
+                   const HeadQueries& q, SoftmaxState* state, float* acc) const;
   void attend_codes(const Layer& layer, int head, int64_t begin, int64_t end, const float* q,
                     SoftmaxState* state, float* acc, AttendStats* stats) const;
-  void rotate_decoded(const KindCache& kind, float* k, int64_t first, int64_t n) const;
+  void attend_sinks(const Layer& layer, int head, const HeadQueries& q, SoftmaxState* state,
+                    float* acc) const;
 
   KvGeometry geometry;
   Method method;
@@ -105,13 +108,17 @@ struct KvCache::Impl {
   int64_t query_number = 0;  ///< of the query and layer at work
   RopeTable rope;
   std::vector<Layer> layers;
-  TileRows exact_k, exact_v, coded_k, coded_v;
-  AlignedVector<float> scaled_q, part_acc;
+  ChunkRows chunk_rows;
+  /// Of a single query; far_q is where it meets far tokens, and what is coded is far. Without
+  /// SelfExtend both are the same.
+  AlignedVector<float> scaled_q, far_q, part_acc;
+  int64_t far_end = 0;  ///< of the single query at work, sinks count
   std::vector<SoftmaxState> part_state;
   AlignedVector<float> coded_sums, coded_rows;  ///< [part][n_heads][rank]; [n_heads][head_dim]
   std::vector<SoftmaxState> coded_state;
   std::vector<float> floor;
   float skip_share = 0.0f;
+  bool bf16_products = false;
   std::vector<AttendStats> job_stats;  ///< of the parts at work
   KvCache::Stats stats;
   BlockEncoder encoder;  // last member: its thread stops before the stores go
@@ -130,91 +137,35 @@ int64_t KvCache::Impl::run_end(int64_t first, int64_t end) const {
   return end;
 }
 
-/// Rotates decoded rows of positions [first, first + n) from the codec's frame to after RoPE.
-void KvCache::Impl::rotate_decoded(const KindCache& kind, float* k, int64_t first,
-                                   int64_t n) const {
-  const KeyFrame frame = kind.frame();
-  if (frame.type == KeyFrame::Type::kPostRope) return;
-  const Ops& op = ops();
-  for (int64_t t = 0; t < n; ++t) {
-    const int64_t by = first + t - frame.position(first + t);
-    op.rope_row(k + t * geometry.head_dim, rope.cosines(by), rope.sines(by), rope.n_pairs(),
-                rope.adjacent());
-  }
-}
-
-/// f32 rows of tokens [begin, end) behind the sinks, all of them coded or all of them exact.
-void KvCache::Impl::read_kind(const KindCache& kind, int head, int64_t begin, int64_t end,
-                              float* out) const {
-  if (begin >= kind.sealed())
-    return kind.window().read(head, begin - kind.sealed(), end - kind.sealed(), out);
-  kind.store().decode(head, static_cast<int>(begin), static_cast<int>(end), out);
-  rotate_decoded(kind, out, n_sinks() + begin, end - begin);
-}
-
-/// f32 rows for attend_chunk of a run of queries before position n_after: what is exact, and the
-/// coded tokens that the last of them sees, decoded.
-void KvCache::Impl::fill_tiles(Layer& layer, int64_t n_after) {
-  struct Side {
-    const KindCache& kind;
-    TileRows &exact, &coded;
-    int64_t n_coded;
-  };
-  const Side sides[] = {{layer.k, exact_k, coded_k, key_rule.seen(n_after - 1)},
-                        {layer.v, exact_v, coded_v, value_rule.seen(n_after - 1)}};
-  const bool any_coded = sides[0].n_coded > 0 || sides[1].n_coded > 0;
-  for (const Side& s : sides) {
-    s.exact.reset(geometry.n_kv_heads, geometry.head_dim, n_after);
-    if (any_coded) s.coded.reset(geometry.n_kv_heads, geometry.head_dim, n_after);
-  }
-  const int64_t parts =
-      (std::max(sides[0].n_coded, sides[1].n_coded) + kTileTokens - 1) / kTileTokens;
-  parallel_for(geometry.n_kv_heads * (parts + 1), [&](int64_t job) {
-    const int head = static_cast<int>(job % geometry.n_kv_heads);
-    const int64_t part = job / geometry.n_kv_heads;
-    for (const Side& s : sides) {
-      const int64_t n_sink_rows = s.kind.sinks().size(), sealed = s.kind.sealed();
-      if (part == parts) {
-        s.kind.sinks().read(head, 0, n_sink_rows, (any_coded ? s.coded : s.exact).at(head, 0));
-        const int64_t n = n_after - n_sink_rows - sealed;
-        if (n > 0) s.kind.window().read(head, 0, n, s.exact.at(head, n_sink_rows + sealed));
-        continue;
-      }
-      const int64_t begin = part * kTileTokens;
-      const int64_t end = std::min(s.n_coded, begin + kTileTokens);
-      if (begin >= end) continue;
-      float* rows = s.coded.at(head, n_sink_rows + begin);
-      {
-        std::shared_lock lock(s.kind.mutex());  // the worker may append later tokens' codes
-        s.kind.store().decode(head, static_cast<int>(begin), static_cast<int>(end), rows);
-      }
-      rotate_decoded(s.kind, rows, n_sink_rows + begin, end - begin);
-    }
-  });
-}
-
 void KvCache::Impl::attend_many(Layer& layer, int64_t first, const float* q, int n, float* out) {
-  fill_tiles(layer, first + n);
-  ChunkView view{&exact_k,
-                 &exact_v,
-                 &coded_k,
-                 &coded_v,
+  const int64_t last = first + n - 1;
+  chunk_rows.fill(geometry, rope, layer.k, layer.v, key_rule.seen(last), value_rule.seen(last),
+                  first + n);
+  ChunkView view{&chunk_rows.exact_k,
+                 &chunk_rows.exact_v,
+                 geometry.self_extend.on() ? &chunk_rows.far_k : &chunk_rows.exact_k,
+                 &chunk_rows.coded_k,
+                 &chunk_rows.coded_v,
+                 &rope,
                  first,
                  n,
-                 key_rule.seen(first + n - 1) > 0 || value_rule.seen(first + n - 1) > 0,
+                 chunk_rows.any_coded(),
                  [this](int64_t i) { return boundary(key_rule, i); },
-                 [this](int64_t i) { return boundary(value_rule, i); }};
+                 [this](int64_t i) { return boundary(value_rule, i); },
+                 bf16_products};
   attend_chunk(geometry, view, q, out);
 }
 
 /// Tokens [begin, end) of one head, of which keys or values or both are coded, against the group's
-/// queries (scaled, after RoPE).
+/// queries (scaled, after RoPE, as they meet far tokens).
 void KvCache::Impl::attend_codes(const Layer& layer, int head, int64_t begin, int64_t end,
                                  const float* q, SoftmaxState* state, float* acc,
                                  AttendStats* stats_here) const {
   const int group = geometry.group(), d = geometry.head_dim;
   thread_local AlignedVector<float> scratch;
   const bool both = end <= std::min(layer.k.sealed(), layer.v.sealed());
+  if (both && can_attend_halves(layer.k, layer.v))
+    return attend_halves(geometry, layer.k, layer.v, head, begin, end, q, state, acc);
   if (both && can_attend_pq(layer.k, layer.v))
     return attend_pq_codes(geometry, layer.k, layer.v, {head, query_number, q}, begin, end,
                            {skip_share, floor.data() + static_cast<int64_t>(head) * group}, state,
@@ -228,31 +179,47 @@ void KvCache::Impl::attend_codes(const Layer& layer, int head, int64_t begin, in
   float* rows_v = rows_k + static_cast<int64_t>(kDecodeTokens) * d;
   for (; begin < end; begin += kDecodeTokens) {
     const int64_t n = std::min<int64_t>(kDecodeTokens, end - begin);
-    read_kind(layer.k, head, begin, begin + n, rows_k);
-    read_kind(layer.v, head, begin, begin + n, rows_v);
+    read_kind(layer.k, rope, head, begin, begin + n, rows_k);
+    read_kind(layer.v, rope, head, begin, begin + n, rows_v);
     ops().attend_f32({group, d, static_cast<int>(n), q, rows_k, rows_v, state, acc});
   }
+}
+
+void KvCache::Impl::attend_sinks(const Layer& layer, int head, const HeadQueries& q,
+                                 SoftmaxState* state, float* acc) const {
+  const ExactRun &k = layer.k.sinks(), &v = layer.v.sinks();
+  const int64_t n_far = std::min(far_end, k.size()), d = geometry.head_dim;
+  if (n_far > 0) {
+    AlignedVector<float> rows(static_cast<size_t>(2 * n_far * d));
+    read_far(layer.k, k, 0, rope, head, 0, n_far, rows.data());
+    v.read(head, 0, n_far, rows.data() + n_far * d);
+    ops().attend_f32({geometry.group(), geometry.head_dim, static_cast<int>(n_far), q.far,
+                      rows.data(), rows.data() + n_far * d, state, acc});
+  }
+  attend_exact(geometry, k, n_far, v, n_far, k.size() - n_far, head, q.near, state, acc);
 }
 
 /// Part `part` of one head, behind those with keys and values coded: first the parts of tokens with
 /// one of them coded, then the exact ones; the sinks go with the first exact part.
 void KvCache::Impl::attend_part(const Layer& layer, const QueryParts& parts, int head, int64_t part,
-                                const float* q, SoftmaxState* state, float* acc) const {
+                                const HeadQueries& q, SoftmaxState* state, float* acc) const {
   if (part < parts.both + parts.one) {
     std::shared_lock key_lock(layer.k.mutex()), value_lock(layer.v.mutex());
     const int64_t begin = parts.low + (part - parts.both) * parts.coded_size;
     const int64_t end = std::min(parts.high, begin + parts.coded_size);
-    attend_codes(layer, head, begin, end, q, state, acc, nullptr);
+    attend_codes(layer, head, begin, end, q.far, state, acc, nullptr);
     return;
   }
   const int64_t exact_part = part - parts.both - parts.one;
-  if (exact_part == 0)
-    attend_exact(geometry, layer.k.sinks(), 0, layer.v.sinks(), 0, layer.k.sinks().size(), head, q,
-                 state, acc);
-  const int64_t begin = parts.high + exact_part * parts.exact_size;
+  if (exact_part == 0) attend_sinks(layer, head, q, state, acc);
+  int64_t begin = parts.high + exact_part * parts.exact_size;
+  const int64_t end = std::min(parts.end, begin + parts.exact_size);
+  const int64_t near = std::clamp<int64_t>(far_end - n_sinks(), begin, std::max(begin, end));
+  if (begin < near)  // far, but not coded yet
+    attend_codes(layer, head, begin, near, q.far, state, acc, nullptr);
+  begin = near;
   attend_exact(geometry, layer.k.window(), begin - layer.k.sealed(), layer.v.window(),
-               begin - layer.v.sealed(), std::min(parts.end - begin, parts.exact_size), head, q,
-               state, acc);
+               begin - layer.v.sealed(), end - begin, head, q.near, state, acc);
 }
 
 /// The coded parts, by the fused kernel of `units` units or (0) head by head, merged into
@@ -270,12 +237,12 @@ void KvCache::Impl::attend_coded_parts(Layer& layer, const QueryParts& cut, int 
     const int64_t job = part * jobs + unit, at = job * job_heads;
     std::shared_lock key_lock(layer.k.mutex()), value_lock(layer.v.mutex());
     if (units > 0)
-      attend_fused(geometry, rope, layer.k, layer.v, unit, begin, end, scaled_q.data(),
+      attend_fused(geometry, rope, layer.k, layer.v, unit, begin, end, far_q.data(),
                    {skip_share, floor.data()}, &coded_state[at], &coded_sums[at * width],
                    &job_stats[job]);
     else
       attend_codes(layer, unit, begin, end,
-                   scaled_q.data() + static_cast<int64_t>(unit) * job_heads * d, &coded_state[at],
+                   far_q.data() + static_cast<int64_t>(unit) * job_heads * d, &coded_state[at],
                    &coded_sums[at * width], &job_stats[job]);
   };
   // A thread keeps its last head's tables and fetches the next part's codes.
@@ -300,7 +267,7 @@ void KvCache::Impl::attend_coded_parts(Layer& layer, const QueryParts& cut, int 
                   rows + static_cast<int64_t>(h) * d, d);
 }
 
-void KvCache::Impl::attend_one(Layer& layer, const float* q, float* out) {
+void KvCache::Impl::attend_one(Layer& layer, int64_t position, const float* q, float* out) {
   const int group = geometry.group(), d = geometry.head_dim, hk = geometry.n_kv_heads;
   const bool coded = std::min(layer.k.sealed(), layer.v.sealed()) > 0;
   query_number = next_query_number();
@@ -311,13 +278,19 @@ void KvCache::Impl::attend_one(Layer& layer, const float* q, float* out) {
   const float scale = 1.0f / std::sqrt(static_cast<float>(d));
   scaled_q.resize(static_cast<size_t>(geometry.n_heads) * d);
   for (size_t i = 0; i < scaled_q.size(); ++i) scaled_q[i] = q[i] * scale;
+  far_q = scaled_q;
+  far_end = geometry.self_extend.far_end(position);
+  if (far_end > 0)
+    turn_rows(rope, far_q.data(), geometry.n_heads, d,
+              geometry.self_extend.far_query(position) - position);
   part_acc.assign(static_cast<size_t>(parts) * geometry.n_heads * d, 0.0f);
   part_state.assign(static_cast<size_t>(parts) * geometry.n_heads, SoftmaxState{});
   const auto slot = [&](int64_t head, int64_t part) { return (part * hk + head) * group; };
   parallel_for(parts * hk, [&](int64_t job) {
     const int64_t head = job % hk, part = job / hk, at = slot(head, part);
-    attend_part(layer, cut, static_cast<int>(head), cut.both + part,
-                scaled_q.data() + head * group * d, &part_state[at], &part_acc[at * d]);
+    const HeadQueries mine{&scaled_q[head * group * d], &far_q[head * group * d]};
+    attend_part(layer, cut, static_cast<int>(head), cut.both + part, mine, &part_state[at],
+                &part_acc[at * d]);
   });
   for (int h = 0; h < geometry.n_heads; ++h)
     for (int64_t part = 1; part < parts; ++part) {
@@ -346,7 +319,7 @@ void KvCache::Impl::attend_run(Layer& layer, int64_t first, int n, bool single, 
   if (!out)
     encoder.wait(last_ticket);  // rows are handed over faster than they are encoded
   else if (single)
-    attend_one(layer, q, out);
+    attend_one(layer, first, q, out);
   else
     attend_many(layer, first, q, n, out);
   for_kinds(layer, [&](KindCache& kind, const CodingRule& rule) {
@@ -357,19 +330,36 @@ void KvCache::Impl::attend_run(Layer& layer, int64_t first, int n, bool single, 
 
 KvCache::KvCache(const KvGeometry& geometry, Method method, Protocol protocol, bool async_encode)
     : impl_(std::make_unique<Impl>(geometry, std::move(method), protocol, async_encode)) {}
+KvCache::KvCache(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 KvCache::~KvCache() = default;
+
+KvCache KvCache::fork() const {
+  Impl& from = *impl_;
+  from.encoder.wait(from.last_ticket);
+  auto copy =
+      std::make_unique<Impl>(from.geometry, from.method, from.protocol, from.encoder.async());
+  copy->layers.clear();
+  for (const Impl::Layer& layer : from.layers)
+    copy->layers.push_back(
+        {KindCache(layer.k, copy->geometry), KindCache(layer.v, copy->geometry)});
+  copy->n_tokens = from.n_tokens;
+  copy->skip_share = from.skip_share;
+  copy->bf16_products = from.bf16_products;
+  return KvCache(std::move(copy));
+}
 
 const KvGeometry& KvCache::geometry() const { return impl_->geometry; }
 int64_t KvCache::n_tokens() const { return impl_->n_tokens; }
 void KvCache::clear() { impl_->reset(); }
 void KvCache::set_skip_share(float share) { impl_->skip_share = share; }
+void KvCache::set_bf16_products(bool on) { impl_->bf16_products = on; }
 const char* KvCache::attention_name() const {
   const Impl::Layer& layer = impl_->layers[0];
   if (std::min(layer.k.sealed(), layer.v.sealed()) == 0) return "exact";
   if (fused_units(impl_->geometry, layer.k, layer.v) > 0) return "fused";
   std::shared_lock key_lock(layer.k.mutex()), value_lock(layer.v.mutex());
-  const bool fused =
-      can_attend_pq(layer.k, layer.v) || can_attend_groups(impl_->geometry, layer.k, layer.v);
+  const bool fused = can_attend_halves(layer.k, layer.v) || can_attend_pq(layer.k, layer.v) ||
+                     can_attend_groups(impl_->geometry, layer.k, layer.v);
   return fused ? "fused" : "decoded";
 }
 

@@ -3,6 +3,7 @@
 
 #include "lib/core/error.h"
 
+#include <algorithm>
 #include <numeric>
 
 namespace million {
@@ -30,15 +31,23 @@ void require_compatible(const MethodSpec& spec, const Codec& key_codec, const Co
                     spec.to_string(), spec.window, codec->spec());
 }
 
-std::pair<CodingRule, CodingRule> coding_rules(const Method& method, Protocol protocol) {
+std::pair<CodingRule, CodingRule> coding_rules(const Method& method, Protocol protocol,
+                                               const SelfExtend& self_extend) {
   const Codec &k = *method.key_codec, &v = *method.value_codec;
   require_compatible(method.spec, k, v);
   CodingRule key, value;
   for (auto [rule, codec] : {std::pair(&key, &k), std::pair(&value, &v)}) {
     rule->protocol = protocol;
-    rule->exact = method.spec.key_codec == "fp16" && method.spec.value_codec == "fp16";
-    rule->sinks = rule->exact ? 0 : method.spec.sinks;
+    const bool fp16 = method.spec.key_codec == "fp16" && method.spec.value_codec == "fp16";
+    rule->exact = fp16 && !self_extend.on();
+    rule->sinks = fp16 ? 0 : method.spec.sinks;
     rule->window = method.spec.window;
+    rule->long_window = rule->exact;
+    if (self_extend.on()) {
+      rule->window = std::max(rule->window, self_extend.window);
+      rule->delay = self_extend.window - 1;
+      rule->long_window = true;
+    }
     rule->residual = codec->residual();
     rule->seal_tokens = std::lcm(codec->block_tokens(), kSealTokens);
     // A run that a rule hands over must be whole groups.

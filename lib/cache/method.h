@@ -26,8 +26,10 @@ struct Method {
 void require_compatible(const MethodSpec& spec, const Codec& key_codec, const Codec& value_codec);
 
 /// Rules of keys and values. Without rules of their own both are sealed in common blocks, so that
-/// a fused kernel finds both sides coded.
-std::pair<CodingRule, CodingRule> coding_rules(const Method& method, Protocol protocol);
+/// a fused kernel finds both sides coded. With SelfExtend the neighbour window stays exact, and the
+/// fp16 method is a code too: its far keys lie at their grouped positions.
+std::pair<CodingRule, CodingRule> coding_rules(const Method& method, Protocol protocol,
+                                               const SelfExtend& self_extend = {});
 
 /// Tells whether a sequence may come in any number of calls: not when codes of a whole sequence
 /// are made at once and depend on how it is cut.

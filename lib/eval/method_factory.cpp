@@ -3,6 +3,7 @@
 
 #include "lib/core/error.h"
 #include "lib/core/files.h"
+#include "lib/model/position_map.h"
 #include "lib/quant/codec_identity.h"
 #include "lib/results/tensor_file.h"
 
@@ -39,7 +40,10 @@ Method exact_method(const KvGeometry& geometry) {
 
 MethodFactory::MethodFactory(std::shared_ptr<const Model> model, CalibrationPlan plan,
                              std::filesystem::path codebooks)
-    : model_(std::move(model)), plan_(plan), codebooks_(std::move(codebooks)) {
+    : model_(std::move(model)),
+      plain_(without_self_extend(model_)),
+      plan_(plan),
+      codebooks_(std::move(codebooks)) {
   MILLION_REQUIRE(plan_.grad_windows >= 0 && plan_.positions >= 0, ErrorCode::kUsage,
                   "calibration: got {} gradient windows and {} positions, expected 0 (none) or "
                   "more; see --calib-grad-windows and --calib-positions",
@@ -55,9 +59,9 @@ const CalibrationSet& MethodFactory::calibration(bool gradients) {
     std::filesystem::create_directories(codebooks_);
     plan_.spill = codebooks_;
   }
-  if (!calibration_) calibration_ = capture_calibration(model_, plan_);
+  if (!calibration_) calibration_ = capture_calibration(plain_, plan_);
   if (gradients && calibration_->n_grad_tokens == 0)
-    capture_gradients(model_, plan_, *calibration_);
+    capture_gradients(plain_, plan_, *calibration_);
   return *calibration_;
 }
 
@@ -66,6 +70,8 @@ std::filesystem::path MethodFactory::file_of(const Codec& codec, KvKind kind, in
   std::string id = fmt::format("{}|{}|{}|{}|{}|{}|{}|{}|{}", kCodebookVersion, spec,
                                kind_name(kind), sinks, model_->sha256, plan_.text->sha256,
                                plan_.context, plan_.n_tokens, plan_.covered());
+  // Other frequencies, other keys; SelfExtend leaves the frequencies as they are.
+  if (plain_->config.positions != "plain") id += "|" + plain_->config.rope.to_string();
   if (codec.wants_gradients())
     id += fmt::format("|{}|{}", plan_.n_grad_windows(), labels_name(plan_.labels));
   std::string name = spec.substr(0, spec.find(':'));
@@ -112,6 +118,7 @@ Method MethodFactory::make(const MethodSpec& spec, int use_context) {
   const bool key_trained = method.key_codec->needs_training();
   if (key_trained || method.value_codec->needs_training())
     method.calibration = calibration_of(*method.key_codec, *method.value_codec);
+  use_context /= model_->config.self_extend.group;
   if (key_trained && use_context > plan_.covered() &&
       method.key_codec->frame().type == KeyFrame::Type::kPostRope)
     spdlog::warn(

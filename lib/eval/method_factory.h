@@ -39,6 +39,7 @@ class MethodFactory {
   std::filesystem::path file_of(const Codec& codec, KvKind kind, int sinks) const;
 
   std::shared_ptr<const Model> model_;
+  std::shared_ptr<const Model> plain_;  ///< model_ without SelfExtend: what calibration reads
   CalibrationPlan plan_;
   std::filesystem::path codebooks_;
   std::optional<CalibrationSet> calibration_;

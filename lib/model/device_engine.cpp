@@ -29,6 +29,9 @@ class DeviceEngine final : public Engine {
   void logits_block(const float* hidden, int n, int first, int count, float* out) override;
   int64_t n_tokens() const override { return cache_.n_tokens(); }
   void clear() override { cache_.clear(); }
+  std::unique_ptr<Engine> fork() const override {
+    fail(ErrorCode::kUsage, "a cache on a device cannot be copied; use --backend cpu");
+  }
   void append_only(int layer, const float* k, const float* v, int n) override;
   CacheBytes bytes() const override { return cache_.bytes(); }
   double measured_bits(bool with_shared) const override {
@@ -262,6 +265,9 @@ std::unique_ptr<Engine> make_device_engine(std::shared_ptr<Device> device,
                                            const EngineOptions& options) {
   MILLION_REQUIRE(options.capacity >= 1, ErrorCode::kUsage,
                   "a device cache needs the number of tokens it is for");
+  MILLION_REQUIRE(!model->config.self_extend.on(), ErrorCode::kUsage,
+                  "--positions {}: SelfExtend runs on the CPU only; give --backend cpu",
+                  model->config.positions);
   MILLION_REQUIRE(options.skip_share == 0.0f, ErrorCode::kUsage,
                   "--skip-mass: {} leaves nothing out; give --skip-mass 0",
                   backend_name(options.backend));

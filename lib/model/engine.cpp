@@ -7,10 +7,18 @@ namespace {
 class CpuEngine final : public Engine {
  public:
   CpuEngine(std::shared_ptr<const Model> model, Method method, const EngineOptions& o)
-      : decoder_(model, o.decoder),
-        cache_(model->config.geometry(), std::move(method), o.protocol, o.async_encode) {
+      : model_(std::move(model)),
+        options_(o.decoder),
+        decoder_(model_, o.decoder),
+        cache_(model_->config.geometry(), std::move(method), o.protocol, o.async_encode) {
     cache_.set_skip_share(o.skip_share);
   }
+
+  CpuEngine(const CpuEngine& from)
+      : model_(from.model_),
+        options_(from.options_),
+        decoder_(model_, options_),
+        cache_(from.cache_.fork()) {}
 
   const Model& model() const override { return decoder_.model(); }
   std::span<const float> forward(std::span<const int32_t> tokens, Probe* probe) override {
@@ -22,6 +30,7 @@ class CpuEngine final : public Engine {
   }
   int64_t n_tokens() const override { return cache_.n_tokens(); }
   void clear() override { cache_.clear(); }
+  std::unique_ptr<Engine> fork() const override { return std::make_unique<CpuEngine>(*this); }
   void append_only(int layer, const float* k, const float* v, int n) override {
     cache_.attend(layer, nullptr, k, v, n, nullptr);
   }
@@ -33,6 +42,8 @@ class CpuEngine final : public Engine {
   KvCache::Stats stats() const override { return cache_.stats(); }
 
  private:
+  std::shared_ptr<const Model> model_;
+  DecoderOptions options_;
   Decoder decoder_;
   KvCache cache_;
 };

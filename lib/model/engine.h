@@ -38,6 +38,9 @@ class Engine {
 
   virtual int64_t n_tokens() const = 0;
   virtual void clear() = 0;
+  /// A second engine with a copy of this cache: several questions to one long prompt. Error(kUsage)
+  /// on a device.
+  virtual std::unique_ptr<Engine> fork() const = 0;
   /// Appends rows to the cache of a layer without attention: KvCache::attend without queries.
   virtual void append_only(int layer, const float* k, const float* v, int n) = 0;
   virtual CacheBytes bytes() const = 0;

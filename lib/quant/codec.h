@@ -64,6 +64,8 @@ class CodeStore {
   virtual void decode(int head, int begin, int end, float* out) const = 0;
   virtual StoreBytes bytes() const = 0;
   virtual void clear() = 0;
+  /// A copy that goes on for itself.
+  virtual std::unique_ptr<CodeStore> clone() const = 0;
   /// Codes in a basis (pq_basis.h) can be attended to in its coordinates, `coded_rank()` of them,
   /// without going back to rows of a head: q.x_t = to_coded(q).y_t, and a sum of values is
   /// from_coded(sum of y_t). 0: not possible.
@@ -81,6 +83,11 @@ class CodeStore {
   /// the next append.
   virtual PqSide pq_side(int /*head*/, AlignedVector<float>* /*centroids*/) const {
     return PqSide{0, 0, nullptr, nullptr};
+  }
+  /// Rows as halves, where this store keeps such: row `begin` of a head, *n gets the number of rows
+  /// from there on that lie together. nullptr: it does not.
+  virtual const uint16_t* exact_rows(int /*head*/, int /*begin*/, int* /*n*/) const {
+    return nullptr;
   }
   /// The scalar codes of one head from token `begin` on, where this store keeps such. Valid until
   /// the next append.

@@ -109,6 +109,7 @@ class CommVqStore final : public CodeStore {
 
   StoreBytes bytes() const override { return {codes_.bytes(), norms_.bytes(), 0}; }
   void clear() override { codes_.clear(), norms_.clear(); }
+  std::unique_ptr<CodeStore> clone() const override { return std::make_unique<CommVqStore>(*this); }
 
  private:
   /// x points at the row of the chunk's first token, head 0.

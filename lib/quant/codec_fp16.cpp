@@ -15,31 +15,48 @@ namespace {
 class Fp16Store final : public CodeStore {
  public:
   explicit Fp16Store(const KvGeometry& g)
-      : head_dim_(g.head_dim), rows_(g.row(), kTokensPerBlock) {}
+      : n_heads_(g.n_kv_heads),
+        head_dim_(g.head_dim),
+        blocks_(static_cast<int64_t>(g.row()) * kTokensPerBlock, 1) {}
 
-  int n_tokens() const override { return static_cast<int>(rows_.size()); }
+  int n_tokens() const override { return n_tokens_; }
 
   void append(const float* x, int n, int64_t /*first_token*/) override {
-    const int64_t begin = rows_.size(), end = begin + n;
-    rows_.grow(n);
-    for (int64_t t = begin; t < end;) {
-      const int64_t run = std::min(end - t, rows_.run(t));
-      ops().f32_to_f16(x + (t - begin) * rows_.record(), rows_.at(t), run * rows_.record());
-      t += run;
-    }
+    const int64_t end = n_tokens_ + n;
+    blocks_.grow((end + kTokensPerBlock - 1) / kTokensPerBlock - blocks_.size());
+    for (int64_t t = n_tokens_; t < end; ++t)
+      for (int h = 0; h < n_heads_; ++h, x += head_dim_)
+        ops().f32_to_f16(x, blocks_.at(t / kTokensPerBlock) + place(h, t), head_dim_);
+    n_tokens_ = static_cast<int>(end);
+  }
+
+  const uint16_t* exact_rows(int head, int begin, int* n) const override {
+    *n = std::min(n_tokens_ - begin, kTokensPerBlock - begin % kTokensPerBlock);
+    return blocks_.at(begin / kTokensPerBlock) + place(head, begin);
   }
 
   void decode(int head, int begin, int end, float* out) const override {
-    for (int t = begin; t < end; ++t, out += head_dim_)
-      ops().f16_to_f32(rows_.at(t) + head * head_dim_, out, head_dim_);
+    while (begin < end) {
+      int n = 0;
+      const uint16_t* rows = exact_rows(head, begin, &n);
+      n = std::min(n, end - begin);
+      ops().f16_to_f32(rows, out, static_cast<size_t>(n) * head_dim_);
+      out += static_cast<int64_t>(n) * head_dim_;
+      begin += n;
+    }
   }
 
-  StoreBytes bytes() const override { return {rows_.bytes(), 0, 0}; }
-  void clear() override { rows_.clear(); }
+  StoreBytes bytes() const override { return {blocks_.bytes(), 0, 0}; }
+  void clear() override { blocks_.clear(), n_tokens_ = 0; }
+  std::unique_ptr<CodeStore> clone() const override { return std::make_unique<Fp16Store>(*this); }
 
  private:
-  int head_dim_;
-  BlockArray<uint16_t> rows_;  ///< [n_tokens][n_kv_heads][head_dim]
+  int64_t place(int head, int64_t t) const {
+    return (static_cast<int64_t>(head) * kTokensPerBlock + t % kTokensPerBlock) * head_dim_;
+  }
+
+  int n_heads_, head_dim_, n_tokens_ = 0;
+  BlockArray<uint16_t> blocks_;  ///< [block][n_kv_heads][kTokensPerBlock][head_dim]
 };
 
 class Fp16Codec final : public Codec {

@@ -220,6 +220,7 @@ class GgmlStore final : public CodeStore {
     return {total - scales, scales, 0};
   }
   void clear() override { blocks_.clear(); }
+  std::unique_ptr<CodeStore> clone() const override { return std::make_unique<GgmlStore>(*this); }
 
  private:
   void encode_row(const float* x, uint8_t* out) const {

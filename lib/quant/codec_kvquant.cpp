@@ -122,6 +122,9 @@ class KvQuantStore final : public CodeStore {
     return {codes_.bytes(), scales_.bytes(), p_.outliers > 0 ? outliers_.bytes() : 0};
   }
   void clear() override { codes_.clear(), scales_.clear(), outliers_.clear(); }
+  std::unique_ptr<CodeStore> clone() const override {
+    return std::make_unique<KvQuantStore>(*this);
+  }
 
  private:
   struct Scratch {

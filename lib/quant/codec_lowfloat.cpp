@@ -165,6 +165,9 @@ class LowFloatStore final : public CodeStore {
 
   StoreBytes bytes() const override { return {codes_.bytes(), scales_.bytes(), 0}; }
   void clear() override { codes_.clear(), scales_.clear(); }
+  std::unique_ptr<CodeStore> clone() const override {
+    return std::make_unique<LowFloatStore>(*this);
+  }
 
  private:
   void encode_row(const float* x, uint8_t* packed, uint8_t* scales) const {

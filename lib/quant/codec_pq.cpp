@@ -96,7 +96,14 @@ std::string divisors(int d) {
 class PqCodec final : public Codec {
  public:
   PqCodec(const Options& options, KvKind kind, const KvGeometry& geometry)
-      : id_("pq", options, kind, geometry), frame_(parse_frame(options)) {
+      : id_("pq", options, kind, geometry),
+        trained_frame_(parse_frame(options)),
+        frame_(trained_frame_) {
+    frame_.group = kind == KvKind::kKey ? geometry.self_extend.group : 1;
+    MILLION_REQUIRE(frame_.type != KeyFrame::Type::kBlock || frame_.block % frame_.group == 0,
+                    ErrorCode::kUsage,
+                    "codec pq: frame={} is no multiple of SelfExtend's group={}; use frame={}",
+                    frame_.block, frame_.group, 64 * frame_.group);
     parse_shapes(options);
     parse_basis(options);
     const std::string scope = options.word("scope", "model|layer|head");
@@ -144,8 +151,10 @@ class PqCodec final : public Codec {
     PqParams params = params_;
     if (auto_metric_)
       params.basis.metric = data.k_fisher.empty() ? metric_without_gradients() : PqMetric::kFisher;
-    tables_ =
-        std::make_shared<const PqTables>(train_tables(data, id_.kind(), frame_, sinks, params));
+    PqTables tables = train_tables(data, id_.kind(), trained_frame_, sinks, params);
+    if (frame_.group > 1)
+      for (PqBasis& basis : tables.bases) basis.turn_mean(id_.geometry(), frame_);
+    tables_ = std::make_shared<const PqTables>(std::move(tables));
   }
 
   TensorBag save() const override;
@@ -208,6 +217,7 @@ class PqCodec final : public Codec {
 
   CodecIdentity id_;
   PqParams params_;
+  KeyFrame trained_frame_;  ///< codebooks hold for any group of SelfExtend
   KeyFrame frame_;
   bool auto_metric_ = false;  ///< fisher where there are gradients and no window, else q for keys
   std::shared_ptr<const PqTables> tables_;

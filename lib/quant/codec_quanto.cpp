@@ -34,6 +34,7 @@ class QuantoStore final : public TokenStore {
       n -= piece;
     }
   }
+  std::unique_ptr<CodeStore> clone() const override { return std::make_unique<QuantoStore>(*this); }
 
  private:
   int residual_, row_;

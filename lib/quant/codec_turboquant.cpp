@@ -163,6 +163,7 @@ class TurboStore final : public CodeStore {
 
   StoreBytes bytes() const override { return {codes_.bytes(), norms_.bytes(), 0}; }
   void clear() override { codes_.clear(), norms_.clear(); }
+  std::unique_ptr<CodeStore> clone() const override { return std::make_unique<TurboStore>(*this); }
 
  private:
   void encode_row(const float* x, int64_t t, int head) {

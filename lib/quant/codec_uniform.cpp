@@ -69,6 +69,7 @@ class StaticStore final : public CodeStore {
 
   StoreBytes bytes() const override { return {codes_.bytes(), 0, 0}; }
   void clear() override { codes_.clear(); }
+  std::unique_ptr<CodeStore> clone() const override { return std::make_unique<StaticStore>(*this); }
 
  private:
   UniformParams p_;

@@ -73,9 +73,7 @@ void TokenStore::decode(int head, int begin, int end, float* out) const {
   }
 }
 
-GroupSide TokenStore::group_shape() const {
-  return packed_side(GroupSide::Layout::kTokens, p_);
-}
+GroupSide TokenStore::group_shape() const { return packed_side(GroupSide::Layout::kTokens, p_); }
 
 GroupCodes TokenStore::group_codes(int head, int begin) const {
   GroupCodes run;

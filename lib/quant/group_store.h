@@ -53,6 +53,7 @@ class TokenStore : public CodeStore {
   GroupSide group_shape() const override;
   StoreBytes bytes() const override { return {codes_.bytes(), scales_.bytes(), 0}; }
   void clear() override { codes_.clear(), scales_.clear(); }
+  std::unique_ptr<CodeStore> clone() const override { return std::make_unique<TokenStore>(*this); }
 
  protected:
   /// Decodes tokens [0, n) to halves, the type of a cache's tensors, and quantizes those again, in
@@ -80,6 +81,9 @@ class ChannelStore final : public CodeStore {
   GroupSide group_shape() const override;
   StoreBytes bytes() const override { return {codes_.bytes(), scales_.bytes(), 0}; }
   void clear() override { codes_.clear(), scales_.clear(), n_tokens_ = 0; }
+  std::unique_ptr<CodeStore> clone() const override {
+    return std::make_unique<ChannelStore>(*this);
+  }
 
  private:
   /// x points at the head's first channel of the group's first token.

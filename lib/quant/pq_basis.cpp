@@ -341,7 +341,7 @@ void PqBasis::turn_mean(const KvGeometry& g, const KeyFrame& frame) {
   std::vector<float> turned(w), y(rank);
   for (int f = 0; f < period; ++f) {
     turned = mean;
-    g.rope.move(turned.data(), static_cast<int>(w) / g.head_dim, g.head_dim, f);
+    g.rope.move(turned.data(), static_cast<int>(w) / g.head_dim, g.head_dim, frame.position(f));
     ops().multiply_rows(turned.data(), 1, static_cast<int>(w), static_cast<int>(rank),
                         matrix.data(), y.data());
     ops().f32_to_f16(y.data(), coded_mean.data() + f * rank, rank);

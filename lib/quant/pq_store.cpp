@@ -211,6 +211,13 @@ class PqStore final : public CodeStore {
     }
   }
 
+  std::unique_ptr<CodeStore> clone() const override {
+    auto copy = std::make_unique<PqStore>(*this);
+    for (Unit& unit : copy->units_)
+      for (size_t b = 0; b < unit.blocks.size(); ++b) unit.pointers[b] = unit.blocks[b].data();
+    return copy;
+  }
+
   PqSide pq_side(int head, AlignedVector<float>* centroids) const override {
     const Unit& unit = units_[head / span_];
     if (unit.basis) return {0, 0, nullptr, nullptr};  // the kernel knows no basis yet
@@ -248,7 +255,7 @@ class PqStore final : public CodeStore {
     if (basis.coded_mean.empty()) return;
     thread_local AlignedVector<float> mean;
     mean.resize(rank_);
-    const int64_t f = frame_.position(first_token_ + t);
+    const int64_t f = frame_.place(first_token_ + t);
     ops().f16_to_f32(basis.coded_mean.data() + f * rank_, mean.data(), rank_);
     for (int j = 0; j < rank_; ++j) y[j] += sign * mean[j];
   }
