@@ -4,6 +4,7 @@
 #include "apps/eval_flags.h"
 #include "lib/core/error.h"
 #include "lib/model/gemm.h"
+#include "lib/model/position_map.h"
 
 #include <algorithm>
 
@@ -41,6 +42,11 @@ void add_common(CLI::App& app, DecodeFlags& f) {
       ->group(run);
   app.add_option("--backend", f.backend,
                  "cpu | cuda | cuda-emulated (the device's kernels, run on the host: for checks)")
+      ->capture_default_str()
+      ->group(run);
+  app.add_option("--positions", f.positions,
+                 "how to read beyond the trained length: plain | selfextend:group=8,window=1024 | "
+                 "linear:factor=8 | ntk:factor=8 | dynamic | yarn:factor=8")
       ->capture_default_str()
       ->group(run);
   app.add_option("--ctx", f.ctx,
@@ -132,7 +138,8 @@ std::unique_ptr<DecodeInputs> load_decode_inputs(const DecodeFlags& f, const App
   if (backend != Backend::kCpu)
     inputs->device = shared_device(backend);  // a missing device shows before the load
   const float default_skip = backend == Backend::kCpu ? kDefaultSkip : 0.0f;
-  inputs->model = Model::load(f.model);
+  const int use = f.command == "bench" ? f.depths.back() + f.steps : f.ctx;
+  inputs->model = with_positions(Model::load(f.model), PositionSpec::parse(f.positions), use);
   inputs->options = {{exact ? PrefillCompute::kF32 : parse_compute(f.compute),
                       parse_decode_compute(exact ? "exact" : f.decode_compute), f.chunk},
                      backend,
@@ -146,7 +153,6 @@ std::unique_ptr<DecodeInputs> load_decode_inputs(const DecodeFlags& f, const App
     plan.text = &inputs->calib_text;
   }
   MethodFactory factory(inputs->model, plan, f.codebooks);
-  const int use = f.command == "bench" ? f.depths.back() : 0;
   for (const MethodSpec& spec : specs) inputs->methods.push_back(factory.make(spec, use));
   return inputs;
 }

@@ -17,6 +17,7 @@ struct DecodeFlags {
   std::string command;  ///< generate | chat | bench
   std::string model, prompt, prompt_file, system, text, calib_text, codebooks, csv;
   std::string compute = "f32", decode_compute = "int8x2", fill = "text", backend = "cpu";
+  std::string positions = "plain";
   std::vector<std::string> codecs;
   std::string codec_k, codec_v;
   int n_predict = 128, top_k = 0, chunk = 1024, calib_tokens = 10240, calib_context = 2048;

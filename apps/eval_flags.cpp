@@ -20,7 +20,10 @@ void EvalFlags::add_to(CLI::App& app) {
   app.add_option("--windows", windows, "windows to score, 0 = all of the text")
       ->capture_default_str()
       ->group(data);
-  app.add_option("--limit", limit, "score at most this many windows; rows are marked 'limited'")
+  app.add_option(
+         "--limit", limit,
+         "score at most this many windows (tasks: samples of a cell); rows are marked 'limited', "
+         "not a result")
       ->group(data);
   const char* method = "Method";
   app.add_option("--protocol", protocol, "all-distorted | decode-path")
@@ -67,7 +70,7 @@ void EvalFlags::add_to(CLI::App& app) {
       ->group(run);
 }
 
-std::unique_ptr<EvalInputs> load_inputs(const EvalFlags& f, const AppContext& context) {
+std::unique_ptr<EvalInputs> load_base(const EvalFlags& f, const AppContext& context) {
   limit_onednn_isa();
   auto inputs = std::make_unique<EvalInputs>();
   EvalInputs& in = *inputs;
@@ -83,10 +86,7 @@ std::unique_ptr<EvalInputs> load_inputs(const EvalFlags& f, const AppContext& co
                   "add --protocol decode-path --chunk 1",
                   f.skip_mass, f.protocol, f.chunk);
   in.model = Model::load(f.model);
-  in.text = load_text(in.model->tokenizer, f.text);
-  const int windows = f.limit > 0 && (f.windows == 0 || f.limit < f.windows) ? f.limit : f.windows;
-  plan.limited = windows != f.windows;
-  plan.evaluation.windows = cut_windows(in.text, f.context, windows);
+  if (!f.text.empty()) in.text = load_text(in.model->tokenizer, f.text);
   plan.paper_protocol = f.paper_protocol;
   const std::string calib = f.paper_protocol && f.calib_text.empty() ? f.text : f.calib_text;
   if (!calib.empty()) {
@@ -99,6 +99,20 @@ std::unique_ptr<EvalInputs> load_inputs(const EvalFlags& f, const AppContext& co
   plan.distortion = !f.no_distortion;
   plan.program = context.program;
   plan.command = context.command;
+  return inputs;
+}
+
+void add_windows(EvalInputs& in, const EvalFlags& f) {
+  MILLION_REQUIRE(!f.text.empty(), ErrorCode::kUsage,
+                  "perplexity is taken on a text: give one with --text");
+  const int windows = f.limit > 0 && (f.windows == 0 || f.limit < f.windows) ? f.limit : f.windows;
+  in.plan.limited = windows != f.windows;
+  in.plan.evaluation.windows = cut_windows(in.text, f.context, windows);
+}
+
+std::unique_ptr<EvalInputs> load_inputs(const EvalFlags& flags, const AppContext& context) {
+  auto inputs = load_base(flags, context);
+  add_windows(*inputs, flags);
   return inputs;
 }
 

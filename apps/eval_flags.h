@@ -33,6 +33,10 @@ struct EvalInputs {
 
 /// Loads everything the flags name and resolves the plan. Errors as the loaders throw them.
 std::unique_ptr<EvalInputs> load_inputs(const EvalFlags& flags, const AppContext& context);
+/// The same in two steps, for runs without windows of a text: load_base() leaves them out, and the
+/// text where --text is not given; add_windows() then needs it.
+std::unique_ptr<EvalInputs> load_base(const EvalFlags& flags, const AppContext& context);
+void add_windows(EvalInputs& inputs, const EvalFlags& flags);
 
 /// The same plan with windows of another length and as many tokens in all (at least one window).
 /// The calibration stays as it is; a reference file gets the length into its name.

@@ -26,6 +26,9 @@ extern const Ops kOps;
 namespace avx512 {
 extern const Ops kOps;
 }
+namespace avx512_bf16 {
+void attend_tile(const TileAttendArgs& args);
+}
 #endif
 
 namespace {
@@ -46,6 +49,13 @@ bool has_avx512() {
   return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
          __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vnni");
+}
+
+/// By CPUID (leaf 7, subleaf 1): not every compiler's __builtin_cpu_supports knows the name.
+bool has_avx512_bf16() {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  return has_avx512() && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) != 0 &&
+         (eax & (1u << 5)) != 0;
 }
 #endif
 
@@ -100,6 +110,14 @@ const Ops* ops_for(Isa isa) {
   static const bool avx512_ok = has_avx512();
   if (isa == Isa::kAvx2 && avx2_ok) return &avx2::kOps;
   if (isa == Isa::kAvx512 && avx512_ok) return &avx512::kOps;
+#endif
+  return nullptr;
+}
+
+TileAttend attend_tile_bf16() {
+#if defined(MILLION_X86_LEVELS)
+  static const bool here = has_avx512_bf16();
+  if (here && current().table == &avx512::kOps) return avx512_bf16::attend_tile;
 #endif
   return nullptr;
 }

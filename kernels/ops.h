@@ -163,6 +163,24 @@ inline bool group_side_fits(const GroupSide& s, int head_dim, bool key) {
   return s.group % 16 == 0 && head_dim % s.group == 0 && head_dim / s.group <= kMaxRowGroups;
 }
 
+/// Rows of a panel and keys of a call, at most.
+inline constexpr int kPanelRows = 32, kMaxTileKeys = 256;
+
+/// Prefill attention of many rows on one tile of keys. Rows lie transposed in panels
+/// [rows / kPanelRows][head_dim][kPanelRows]. What a row gets depends on no other row, nor on what
+/// the others see.
+struct TileAttendArgs {
+  int rows;  ///< a multiple of kPanelRows
+  int head_dim;
+  int n_keys;              ///< at most kMaxTileKeys
+  const float* q;          ///< panels, already times 1/sqrt(d)
+  const float *k, *v;      ///< [n_keys][head_dim], finite also where nobody sees them
+  const int *begin, *end;  ///< [rows]: keys [begin, end) are visible to a row; none: begin >= end
+  float *max, *sum;        ///< [rows] state of the softmax: -inf and 0 at first
+  float* acc;              ///< panels of sums of exp(score - max) v: 0 at first
+};
+using TileAttend = void (*)(const TileAttendArgs& args);
+
 struct Ops {
   const char* name;  ///< "scalar", "avx2", "avx512"
 
@@ -185,9 +203,9 @@ struct Ops {
   /// log(sum_i exp(x[i])) without overflow.
   double (*logsumexp)(const float* x, std::size_t n);
 
-  // --- weights; n % 32 == 0 for block types ---
+  // --- weights; n is a multiple of block_shape(type).values ---
   void (*dequant_row)(BlockType type, const void* row, int n, float* y);
-  /// x [n] -> n / 32 activation blocks, symmetric int8, round to nearest even.
+  /// x [n], n % 32 == 0, -> n / 32 activation blocks, symmetric int8, round to nearest even.
   void (*quantize_a8)(const float* x, int n, BlockA8* y);
   /// y[r] = row_r . x for n_rows rows of `row_bytes` bytes; block types only.
   void (*gemv_a8)(BlockType type, const void* rows, std::size_t row_bytes, int n_rows, int n,
@@ -214,6 +232,9 @@ struct Ops {
   void (*softmax_tile)(float* s, int rows, int cols, int ld, const int* begin, const int* end,
                        float scale, SoftmaxState* state, float* acc, int head_dim);
 
+  /// 1e-5 of the output norm.
+  TileAttend attend_tile;
+
   // --- product quantization ---
   /// codes[i] = argmin_c |x_i - cent_c|^2 over c in [0, K), lowest index on ties, for n rows
   /// x_i = x + i * stride of dsub values. cent_t [dsub][K] is the transposed codebook.
@@ -229,6 +250,9 @@ enum class Isa { kScalar, kAvx2, kAvx512 };
 const Ops& ops();
 /// Table of one level; nullptr when this CPU (or build) lacks it.
 const Ops* ops_for(Isa isa);
+/// attend_tile with products of bf16 (queries, keys, weights and values rounded, sums in f32), 1 %
+/// of the output norm; head_dim % 16 == 0. nullptr without AVX512_BF16 or on another level.
+TileAttend attend_tile_bf16();
 /// Forces a level; false when the CPU lacks it. Not thread-safe: call at start.
 bool set_isa(Isa isa);
 /// The counter that AttendStats counts in; 0 where there is none.

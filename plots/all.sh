@@ -24,9 +24,12 @@ draw plot_heatmap "$results/02_rate_distortion/sweep.jsonl" --out "$figures/4-he
 draw plot_quality "$results/03_perplexity/eval.jsonl" --out "$figures/5-quality"
 draw plot_speed "$results/04_speed_memory/bench.jsonl" --out "$figures/6-speed"
 draw plot_domains "$results/05_domain_shift/eval.jsonl" --out "$figures/7-domains"
+draw plot_contexts "$results/08_long_context/context.jsonl" --out "$figures/8-contexts"
+draw plot_growth "$results/08_long_context/growth.jsonl" --out "$figures/8-growth"
+draw plot_needles "$results/08_long_context/tasks.jsonl" --out "$figures/8-needles"
 
 # Not measured: what counted kernels would take on GPUs.
 predicted=$(mktemp -d)
 trap 'rm -rf "$predicted"' EXIT
 "$python" "$here/../experiments/gpu/roofline.py" --out "$predicted" >/dev/null
-draw plot_gpu_prediction "$predicted/predicted.jsonl" --out "$figures/8-gpu-predicted"
+draw plot_gpu_prediction "$predicted/predicted.jsonl" --out "$figures/9-gpu-predicted"

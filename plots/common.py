@@ -7,6 +7,7 @@ caption, the files it was drawn from and the command that draws it again.
 """
 
 import json
+import math
 import os
 import shlex
 import sys
@@ -60,6 +61,12 @@ def metric(record, name):
     return entry["value"], entry.get("se")
 
 
+def count(record, name):
+    """Samples behind a metric, or None."""
+    entry = record.get("metrics", {}).get(name)
+    return entry.get("n") if isinstance(entry, dict) else None
+
+
 def timing(record, name):
     """(median, half the spread of the middle half) of a timing, or (None, None)."""
     entry = record.get("timing", {}).get(name)
@@ -91,6 +98,18 @@ def measured_bits(record):
 def bits_at(record, length):
     """Bits per value at `length` tokens, codebooks counted as held for one sequence; or None."""
     return record.get("bits", {}).get("at", {}).get(str(length))
+
+
+def number_text(value, error=None, digits=4):
+    """'12.34 ± 0.05': the error has one or two digits and decides the decimals of both."""
+    if value is None:
+        return "–"
+    if not error or not math.isfinite(error) or error < 1e-9 * abs(value):
+        return f"{value:.{digits}g}"
+    decimals = max(0, 1 - math.floor(math.log10(error)))
+    if decimals > 6:
+        return f"{value:.2g} ± {error:.1g}"
+    return f"{value:.{decimals}f} ± {error:.{decimals}f}"
 
 
 def calibration_text(record):

@@ -11,7 +11,6 @@ import argparse
 import glob
 import importlib.util
 import json
-import math
 import os
 import sys
 
@@ -19,6 +18,9 @@ import common
 import expected
 import page
 import selfcheck
+import tasks
+from common import number_text
+from report_tasks import add_task_tables
 
 SKIPPED = [
     ("GPU", "every number on this page is from the CPU; ./reproduce.sh --gpu is for a machine that has one"),
@@ -26,20 +28,9 @@ SKIPPED = [
      "their weights are behind a licence that every user accepts alone, and they do not fit this "
      "machine's budget; give a GGUF file with MODEL=... to run them"),
     ("WikiText-2, PTB, LongBench",
-     "not fetched by default; data/README.md names sources and flags"),
+     "not fetched by default; data/README.md names sources and flags, and kv-eval --task longbench "
+     "--data FOLDER runs whatever part of LongBench is there"),
 ]
-
-
-def number_text(value, error=None, digits=4):
-    """'12.34 ± 0.05': the error has one or two digits and decides the decimals of both."""
-    if value is None:
-        return "–"
-    if not error or not math.isfinite(error) or error < 1e-9 * abs(value):
-        return f"{value:.{digits}g}"
-    decimals = max(0, 1 - math.floor(math.log10(error)))
-    if decimals > 6:
-        return f"{value:.2g} ± {error:.1g}"
-    return f"{value:.{decimals}f} ± {error:.{decimals}f}"
 
 
 def all_records(results):
@@ -130,7 +121,8 @@ def add_quality_tables(doc, records):
     """One table for each protocol, context, text and number of windows; rows by measured bits."""
     groups = {}
     for record in records:
-        if record.get("status") == "ok" and common.metric(record, "ppl")[0] is not None:
+        if (record.get("status") == "ok" and common.metric(record, "ppl")[0] is not None
+                and not tasks.task_of(record)):
             groups.setdefault(common.protocol_of(record), []).append(record)
     if not groups:
         return
@@ -254,6 +246,7 @@ def main():
     failed += add_self_check(doc, records)
     add_figures(doc, args.results)
     add_quality_tables(doc, records)
+    add_task_tables(doc, records)
     add_speed_table(doc, records)
     add_prediction(doc, args.experiments)
     add_published(doc, suites)

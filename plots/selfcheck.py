@@ -18,14 +18,22 @@ LLAMA_FAMILIES = {"q4_0": "q_0", "q5_0": "q_0", "q8_0": "q_0", "q4_1": "q_1", "q
 WORDS = {True: "pass", False: "FAIL", None: "–"}
 
 
+def cell_of(record):
+    """What divergences must have in common to be compared."""
+    config = record.get("config", {})
+    names = ("task", "positions", "length", "prefill", "generate")
+    return (common.protocol_of(record), *(config.get(name) for name in names))
+
+
 def family_key(record):
-    """Protocol and everything of the method but its width; None where keys and values differ."""
+    """Protocol, cell and everything of the method but its width; None where keys and values
+    differ."""
     text = record["method"]
     if "|" in text:
         return None
     name, options = methods.options_of(text)
     rest = sorted((k, v) for k, v in options.items() if k not in WIDTH_OPTIONS)
-    return common.protocol_of(record), LLAMA_FAMILIES.get(name, name), tuple(rest)
+    return cell_of(record), LLAMA_FAMILIES.get(name, name), tuple(rest)
 
 
 def changes(record):
@@ -58,7 +66,8 @@ def judge(records):
     rows = [r for r in records if r.get("status") == "ok" and r["method"] != "fp16"
             and common.metric(r, "kl")[0] is not None and r.get("bits")
             # calibrated elsewhere or on the text itself: not one family with the others
-            and not r.get("config", {}).get("paper_protocol")]
+            and not r.get("config", {}).get("paper_protocol")
+            and not r.get("config", {}).get("limited")]
     groups = collections.defaultdict(list)
     for record in rows:
         calibration = (record.get("inputs", {}).get("calibration") or {}).get("text_sha256")
@@ -71,8 +80,8 @@ def judge(records):
                  falls(record, groups[record["_group"]]) if whole else None)
         word = "FAIL" if False in marks else "pass" if True in marks else "not judged"
         protocol, context = common.protocol_of(record)[:2]
-        out.append((word, record["method"], f"{protocol}, {context} tokens",
-                    *(WORDS[m] for m in marks)))
+        where = record["config"].get("task") or f"{context} tokens"
+        out.append((word, record["method"], f"{protocol}, {where}", *(WORDS[m] for m in marks)))
     return out
 
 

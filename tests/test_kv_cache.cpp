@@ -4,6 +4,7 @@
 // is in exactly one of sinks, codes and window.
 #include "tests/cache_data.h"
 
+#include "kernels/ops.h"
 #include "lib/cache/encoder.h"
 #include "lib/cache/kind_cache.h"
 #include "lib/core/error.h"
@@ -93,6 +94,26 @@ TEST_CASE("outputs do not depend on how a sequence is cut") {
     CHECK(whole.bytes().codes == single.bytes().codes);
     CHECK(whole.bytes().scales == single.bytes().scales);
     CHECK(whole.bytes().outliers == single.bytes().outliers);
+  }
+}
+
+TEST_CASE("bf16 products change chunks by little, and no row depends on its chunk") {
+  if (attend_tile_bf16() == nullptr) return;  // this CPU or level has none
+  const Rows rows(14);
+  for (const std::string text : {"fp16", "pq:M=32,nbits=4,frame=off,sinks=4"}) {
+    INFO(text);
+    const Method method = make_method(text, rows);
+    KvCache exact(rows.g, method, Protocol::kDecodePath),
+        whole(rows.g, method, Protocol::kDecodePath), parts(rows.g, method, Protocol::kDecodePath);
+    whole.set_bf16_products(true);
+    parts.set_bf16_products(true);
+    const AlignedVector<float> expected = run(exact, rows, {kTokens});
+    const AlignedVector<float> got = run(whole, rows, {kTokens});
+    const double difference = relative_difference(got, expected);
+    CHECK(difference > 1e-5);
+    CHECK(difference < 0.01);
+    const AlignedVector<float> chunked = run(parts, rows, {64, 3, 200, 129, 304});
+    CHECK(std::memcmp(chunked.data(), got.data(), got.size() * sizeof(float)) == 0);
   }
 }
 

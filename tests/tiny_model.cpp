@@ -2,6 +2,7 @@
 #include "tests/tiny_model.h"
 
 #include "kernels/half.h"
+#include "kernels/ops.h"
 #include "lib/core/error.h"
 #include "lib/core/files.h"
 #include "lib/core/rng.h"
@@ -81,6 +82,79 @@ std::string pack_q8(const float* x) {
   return le_bytes(block);
 }
 
+/// Integer scales of sub-blocks under one half: the largest becomes `top`.
+struct SubScales {
+  uint16_t d;
+  int level[16];
+  float step(int s) const { return half_to_float(d) * static_cast<float>(level[s]); }
+};
+
+SubScales sub_scales(std::span<const float> scales, int top) {
+  SubScales out{};
+  float largest = 0.0f;
+  for (const float s : scales) largest = std::max(largest, std::abs(s));
+  out.d = float_to_half(largest / static_cast<float>(top));
+  const float d = half_to_float(out.d);
+  for (std::size_t s = 0; s < scales.size(); ++s)
+    out.level[s] = d == 0.0f ? 0 : clamp_level(scales[s] / d, -top, top);
+  return out;
+}
+
+void pack_six_bits(const SubScales& scale, const SubScales& minimum, uint8_t* out) {
+  for (int s = 0; s < 4; ++s) {
+    const int high = scale.level[s + 4], high_minimum = minimum.level[s + 4];
+    out[s] = static_cast<uint8_t>(scale.level[s] | high >> 4 << 6);
+    out[s + 4] = static_cast<uint8_t>(minimum.level[s] | high_minimum >> 4 << 6);
+    out[s + 8] = static_cast<uint8_t>((high & 15) | (high_minimum & 15) << 4);
+  }
+}
+
+/// Q4_K and Q5_K.
+template <class Block>
+std::string pack_affine(const float* x) {
+  constexpr bool kFifthBit = requires(Block b) { b.high; };
+  constexpr int kTop = kFifthBit ? 31 : 15;
+  float scales[8], minima[8];
+  for (int s = 0; s < 8; ++s) {
+    const Range r = range_of(x + 32 * s);
+    minima[s] = std::max(0.0f, -r.low);
+    scales[s] = std::max(0.0f, r.high + minima[s]) / static_cast<float>(kTop);
+  }
+  const SubScales scale = sub_scales(scales, 63), minimum = sub_scales(minima, 63);
+  Block block{};
+  block.d = scale.d, block.dmin = minimum.d;
+  pack_six_bits(scale, minimum, block.scales);
+  for (int i = 0; i < kSuperValues; ++i) {
+    const int s = i / 32, j = i % 32;
+    const float d = scale.step(s);
+    const int q = d == 0.0f ? 0 : clamp_level((x[i] + minimum.step(s)) / d, 0, kTop);
+    block.q[s / 2 * 32 + j] |= static_cast<uint8_t>((q & 15) << s % 2 * 4);
+    if constexpr (kFifthBit) block.high[j] |= static_cast<uint8_t>((q >> 4) << s);
+  }
+  return le_bytes(block);
+}
+
+std::string pack_q6_k(const float* x) {
+  float scales[16];
+  for (int s = 0; s < 16; ++s) {
+    float largest = 0.0f;
+    for (int i = 0; i < 16; ++i)
+      if (std::abs(x[16 * s + i]) > std::abs(largest)) largest = x[16 * s + i];
+    scales[s] = largest / -32.0f;
+  }
+  const SubScales scale = sub_scales(scales, 127);
+  BlockQ6_K block{};
+  block.d = scale.d;
+  for (int s = 0; s < 16; ++s) block.scales[s] = static_cast<int8_t>(scale.level[s]);
+  for (int i = 0; i < kSuperValues; ++i) {
+    const float d = scale.step(i / 16);
+    const int q = 32 + (d == 0.0f ? 0 : clamp_level(x[i] / d, -32, 31));
+    block.q[i / 128 * 64 + i % 64] |= static_cast<uint8_t>((q & 15) << i % 128 / 64 * 4);
+    block.high[i / 128 * 32 + i % 32] |= static_cast<uint8_t>((q >> 4) << i / 32 % 4 * 2);
+  }
+  return le_bytes(block);
+}
+
 /// Adds the tensors of one model, each from its own random stream.
 class Weights {
  public:
@@ -89,8 +163,15 @@ class Weights {
   void matrix(const std::string& name, BlockType type, int rows, int cols) {
     const float scale = 1.0f / std::sqrt(static_cast<float>(cols));
     const auto x = next(static_cast<std::size_t>(rows) * static_cast<std::size_t>(cols), scale);
-    out_.tensor(name, {static_cast<uint64_t>(cols), static_cast<uint64_t>(rows)},
-                ggml_type_id(type), quantize_blocks(type, x));
+    const std::vector<uint64_t> dims = {static_cast<uint64_t>(cols), static_cast<uint64_t>(rows)};
+    std::string data = quantize_blocks(type, x);
+    if (spec_.as_floats) {
+      std::vector<float> values(x.size());
+      ops().dequant_row(type, data.data(), rows * cols, values.data());
+      data = quantize_blocks(BlockType::kF32, values);
+      type = BlockType::kF32;
+    }
+    out_.tensor(name, dims, ggml_type_id(type), data);
   }
   void vector(const std::string& name, int n, float mean, float scale) {
     auto x = next(static_cast<std::size_t>(n), scale);
@@ -302,13 +383,22 @@ std::string quantize_blocks(BlockType type, std::span<const float> values) {
       case BlockType::kQ5_1:
         out += pack_levels<BlockQ5_1>(x);
         break;
+      case BlockType::kQ4_K:
+        out += pack_affine<BlockQ4_K>(x);
+        break;
+      case BlockType::kQ5_K:
+        out += pack_affine<BlockQ5_K>(x);
+        break;
+      case BlockType::kQ6_K:
+        out += pack_q6_k(x);
+        break;
     }
   }
   return out;
 }
 
 uint32_t ggml_type_id(BlockType type) {
-  constexpr uint32_t kIds[] = {0, 1, 30, 8, 2, 3, 6, 7};  // in the order of BlockType
+  constexpr uint32_t kIds[] = {0, 1, 30, 8, 2, 3, 6, 7, 12, 13, 14};  // in the order of BlockType
   return kIds[static_cast<int>(type)];
 }
 

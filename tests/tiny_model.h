@@ -60,6 +60,7 @@ struct TinyModelSpec {
   bool tied = true;
   bool biases = false;            ///< of the Q, K and V projections
   std::string rope_scaling = "";  ///< "", "linear", "yarn" (factor 4), "llama3" (factor tensor)
+  bool as_floats = false;  ///< matrices are F32 and hold the values of `type`, `embedding_type`
 };
 
 /// 4 control tokens (<|endoftext|>, <|im_start|>, <|im_end|>, <|pad|>; ids 0-3), the 256 bytes and

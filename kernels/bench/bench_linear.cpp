@@ -11,7 +11,8 @@ namespace {
 
 void gemv(benchmark::State& state, const Ops* op, BlockType type) {
   const int n_rows = static_cast<int>(state.range(0)), n = static_cast<int>(state.range(1));
-  const std::size_t row_bytes = static_cast<std::size_t>(n) / 32 * block_shape(type).bytes;
+  const std::size_t row_bytes =
+      static_cast<std::size_t>(n / block_shape(type).values) * block_shape(type).bytes;
   const std::size_t matrix = row_bytes * static_cast<std::size_t>(n_rows);
   const std::size_t total = std::size_t{256} << 20;
   static bench::RandomBytes weights(total);
@@ -113,17 +114,17 @@ void dequantize(benchmark::State& state, const Ops* op, BlockType type) {
 }
 
 void register_all() {
-  const std::pair<const char*, BlockType> types[] = {{"q4_1", BlockType::kQ4_1},
-                                                     {"q8_0", BlockType::kQ8_0},
-                                                     {"q4_0", BlockType::kQ4_0},
-                                                     {"q5_0", BlockType::kQ5_0},
-                                                     {"q5_1", BlockType::kQ5_1}};
+  const std::pair<const char*, BlockType> types[] = {
+      {"q4_1", BlockType::kQ4_1}, {"q8_0", BlockType::kQ8_0}, {"q4_0", BlockType::kQ4_0},
+      {"q5_0", BlockType::kQ5_0}, {"q5_1", BlockType::kQ5_1}, {"q4_k", BlockType::kQ4_K},
+      {"q5_k", BlockType::kQ5_K}, {"q6_k", BlockType::kQ6_K}};
   for (const Ops* op : bench::levels()) {
     const std::string level = std::string("/") + op->name;
     for (const auto& [name, type] : types) {
       auto* b = benchmark::RegisterBenchmark((std::string("gemv_") + name + level).c_str(), gemv,
                                              op, type);
-      b->Args({576, 576})->Args({1536, 576})->Args({576, 1536});
+      b->Args({1536, 2048});
+      if (!is_super_block(type)) b->Args({576, 576})->Args({1536, 576})->Args({576, 1536});
       if (type == BlockType::kQ8_0) b->Args({49152, 576});
       benchmark::RegisterBenchmark((std::string("dequant_") + name + level).c_str(), dequantize, op,
                                    type);

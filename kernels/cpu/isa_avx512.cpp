@@ -8,6 +8,7 @@
 
 #include "kernels/cpu/vec_avx512.h"
 #include "kernels/cpu/vec_avx512_bytes.h"
+#include "kernels/cpu/vec_avx512_super.h"
 
 #include "kernels/cpu/attention_coded.inl.h"
 #include "kernels/cpu/attention_pq_bytes.inl.h"

@@ -6,6 +6,7 @@
 #define MILLION_ATTEND_CODED attend_coded_words
 #define MILLION_CODED_ROWS coded_rows_words
 
+#include "kernels/cpu/vec_scalar_super.h"
 #include "kernels/cpu/vec_scalar_words.h"
 
 #include "kernels/cpu/attention_coded_words.inl.h"

@@ -3,6 +3,7 @@
 // and MILLION_ATTEND_CODED, MILLION_CODED_ROWS name the attention on codes.
 #pragma once
 
+#include "kernels/cpu/attend_tile.inl.h"
 #include "kernels/cpu/attention_dense.inl.h"
 #include "kernels/cpu/attention_groups.inl.h"
 #include "kernels/cpu/attention_pq.inl.h"
@@ -38,6 +39,7 @@ const Ops kOps = {
     attend_groups,
     MILLION_CODED_ROWS,
     softmax_tile,
+    attend_tile,
     pq_encode,
 };
 

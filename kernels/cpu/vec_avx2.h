@@ -161,6 +161,23 @@ struct ArgMin {
   }
 };
 
+// --- prefill tiles ---
+using T = F;
+constexpr int kTileLanes = kLanes;
+constexpr int kTileVecs = 2;
+constexpr int kTileKeys = 6;
+inline T t_set1(float x) { return set1(x); }
+inline T t_load(const float* p) { return load(p); }
+inline void t_store(float* p, T x) { store(p, x); }
+inline T t_fma(T a, T b, T c) { return vfma(a, b, c); }
+inline T t_max(T a, T b) { return vmax(a, b); }
+inline T t_exp(T x) { return vexp(x); }
+inline T t_where_between(T low, T at, T high, T x) {
+  const F seen =
+      _mm256_and_ps(_mm256_cmp_ps(low, at, _CMP_LE_OQ), _mm256_cmp_ps(at, high, _CMP_LT_OQ));
+  return _mm256_blendv_ps(set1(-INFINITY), x, seen);
+}
+
 // --- int8 dot products: one block of 32 values fills a register ---
 constexpr int kGroupBlocks = 1;
 constexpr int kGemvRows = 4;
@@ -193,8 +210,9 @@ inline F half_at(const uint8_t* p) {
   __builtin_memcpy(&bits, p, 2);
   return _mm256_cvtph_ps(_mm_set1_epi16(static_cast<int16_t>(bits)));
 }
+inline __m128i load16(const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }
 inline __m256i nibbles(const uint8_t* p) {
-  const __m128i packed = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  const __m128i packed = load16(p);
   const __m256i both =
       _mm256_inserti128_si256(_mm256_castsi128_si256(packed), _mm_srli_epi16(packed, 4), 1);
   return _mm256_and_si256(both, _mm256_set1_epi8(15));

@@ -10,7 +10,6 @@ namespace {
 using Words = __m256i;
 using Ints = __m256i;
 inline Ints no_ints() { return _mm256_setzero_si256(); }
-inline __m128i load16(const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }
 inline Words load_quads(const int8_t* p) { return _mm256_cvtepi8_epi16(load16(p)); }
 inline Words load_token_pairs(const int8_t* p) {
   const __m128i order = _mm_setr_epi8(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15);

@@ -134,6 +134,23 @@ struct ArgMin {
   }
 };
 
+// --- prefill tiles ---
+using T = F;
+constexpr int kTileLanes = kLanes;
+constexpr int kTileVecs = 2;
+constexpr int kTileKeys = 8;
+inline T t_set1(float x) { return set1(x); }
+inline T t_load(const float* p) { return load(p); }
+inline void t_store(float* p, T x) { store(p, x); }
+inline T t_fma(T a, T b, T c) { return vfma(a, b, c); }
+inline T t_max(T a, T b) { return vmax(a, b); }
+inline T t_exp(T x) { return vexp(x); }
+inline T t_where_between(T low, T at, T high, T x) {
+  const __mmask16 seen =
+      _mm512_cmp_ps_mask(low, at, _CMP_LE_OQ) & _mm512_cmp_ps_mask(at, high, _CMP_LT_OQ);
+  return _mm512_mask_mov_ps(set1(-INFINITY), seen, x);
+}
+
 // --- int8 dot products: groups of four blocks. Nibble formats hold one block per 128-bit lane,
 // Q8_0 one per 256-bit half of two registers. ---
 constexpr int kGroupBlocks = 4;

@@ -86,6 +86,26 @@ struct ArgMin {
   int result() const { return index; }
 };
 
+// --- prefill tiles: a vector T of kTileLanes rows; compilers have four lanes on any CPU ---
+using T = float __attribute__((vector_size(16)));
+constexpr int kTileLanes = 4;
+constexpr int kTileVecs = 2;  ///< vectors of rows, and
+constexpr int kTileKeys = 4;  ///< keys or columns, whose products are kept in registers
+inline T t_set1(float x) { return T{x, x, x, x}; }
+inline T t_load(const float* p) {
+  T x;
+  __builtin_memcpy(&x, p, sizeof x);
+  return x;
+}
+inline void t_store(float* p, T x) { __builtin_memcpy(p, &x, sizeof x); }
+inline T t_fma(T a, T b, T c) { return a * b + c; }
+inline T t_max(T a, T b) { return b > a ? b : a; }
+inline T t_exp(T x) { return T{std::exp(x[0]), std::exp(x[1]), std::exp(x[2]), std::exp(x[3])}; }
+/// x where low <= at < high, else -inf.
+inline T t_where_between(T low, T at, T high, T x) {
+  return low <= at ? (at < high ? x : t_set1(-INFINITY)) : t_set1(-INFINITY);
+}
+
 // --- int8 dot products of weight blocks; groups of kGroupBlocks blocks ---
 constexpr int kGroupBlocks = 1;
 constexpr int kGemvRows = 4;  ///< rows that share the activations in registers

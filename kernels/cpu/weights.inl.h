@@ -4,6 +4,7 @@
 #pragma once
 
 #include "kernels/cpu/elementwise.inl.h"
+#include "kernels/cpu/six_bits.inl.h"
 
 namespace million::MILLION_ISA {
 namespace {
@@ -21,6 +22,13 @@ void dequant_nibbles(const void* row, int n, float* __restrict y) {
   for (int i = 0; i < n / kBlockValues; ++i, y += kBlockValues) {
     const Block& b = blocks[i];
     const float d = half_to_float(b.d), m = block_minimum(b);
+    if constexpr (!requires { b.high; }) {
+      for (int shift = 0; shift <= 4; shift += 4)
+        for (int j = 0; j < 16; j += kLanes)
+          store(y + 4 * shift + j,
+                set1(d) * (load_nibbles(b.q + j, shift) - set1(kOffset)) + set1(m));
+      continue;
+    }
     int code[kBlockValues];
     for (int j = 0; j < 16; ++j) code[j] = b.q[j] & 15, code[j + 16] = b.q[j] >> 4;
     if constexpr (requires { b.high; }) {
@@ -66,6 +74,15 @@ void dequant_row(BlockType type, const void* row, int n, float* y) {
     case BlockType::kQ5_1:
       dequant_nibbles<BlockQ5_1, 0>(row, n, y);
       return;
+    case BlockType::kQ4_K:
+      dequant_affine<BlockQ4_K>(row, n, y);
+      return;
+    case BlockType::kQ5_K:
+      dequant_affine<BlockQ5_K>(row, n, y);
+      return;
+    case BlockType::kQ6_K:
+      dequant_q6_k(row, n, y);
+      return;
   }
 }
 
@@ -91,6 +108,14 @@ void quantize_a8(const float* x, int n, BlockA8* y) {
 }
 
 constexpr BlockA8 kZeroActivations = {};
+
+/// Activation blocks that a group of a type meets: a super-block is a group of its own.
+template <BlockType kType>
+constexpr int kGroupOf = is_super_block(kType) ? kSuperValues / kBlockValues : kGroupBlocks;
+template <BlockType kType>
+constexpr std::size_t kGroupBytesOf = block_shape(kType).bytes*(is_super_block(kType)
+                                                                    ? 1
+                                                                    : kGroupBlocks);
 
 /// acc[r] += one group of kRows rows that begin `row_bytes` apart.
 template <BlockType kType, int kRows>
@@ -128,10 +153,11 @@ inline void gemv_rest(const uint8_t* rows, std::size_t row_bytes, int n_blocks, 
 template <BlockType kType, int kRows>
 MILLION_INLINE void gemv_rows(const uint8_t* rows, std::size_t row_bytes, int n_blocks,
                               const BlockA8* x, float* y) {
-  constexpr std::size_t kGroupBytes = kGroupBlocks * block_shape(kType).bytes;
+  constexpr std::size_t kGroupBytes = kGroupBytesOf<kType>;
+  constexpr int kGroup = kGroupOf<kType>;
   F acc[kRows < 4 ? 4 : kRows];
   for (F& sum : acc) sum = zero();
-  const int n_full = n_blocks / kGroupBlocks, rest = n_blocks % kGroupBlocks;
+  const int n_full = n_blocks / kGroup, rest = n_blocks % kGroup;
   // Rows are read side by side, which no hardware prefetcher takes for a stream: the lines 8 KB on
   // are asked for in the order of memory (22 -> 30-35 GB/s). Beyond the matrix this does nothing.
   const uint8_t* ahead = rows + 8192;
@@ -142,13 +168,15 @@ MILLION_INLINE void gemv_rows(const uint8_t* rows, std::size_t row_bytes, int n_
   };
   for (int i = 0; i < n_full; ++i) {
     prefetch();
-    const BlockA8* group[kGroupBlocks];
-    for (int b = 0; b < kGroupBlocks; ++b) group[b] = x + i * kGroupBlocks + b;
+    const BlockA8* group[kGroup];
+    for (int b = 0; b < kGroup; ++b) group[b] = x + i * kGroup + b;
     gemv_group<kType, kRows>(rows + static_cast<std::size_t>(i) * kGroupBytes, row_bytes, group,
                              acc);
   }
-  if (rest > 0) prefetch();
-  if (rest > 0) gemv_rest<kType, kRows>(rows, row_bytes, n_blocks, rest, x, acc);
+  if constexpr (!is_super_block(kType)) {
+    if (rest > 0) prefetch();
+    if (rest > 0) gemv_rest<kType, kRows>(rows, row_bytes, n_blocks, rest, x, acc);
+  }
   // One reduction for every row, so that a row's bits do not depend on the rows around it.
   float sums[kRows < 4 ? 4 : kRows];
   for (int r = 0; r < kRows; r += 4)
@@ -187,6 +215,15 @@ void gemv_a8(BlockType type, const void* rows, std::size_t row_bytes, int n_rows
       return;
     case BlockType::kQ5_1:
       gemv_type<BlockType::kQ5_1>(w, row_bytes, n_rows, n, x, y);
+      return;
+    case BlockType::kQ4_K:
+      gemv_type<BlockType::kQ4_K>(w, row_bytes, n_rows, n, x, y);
+      return;
+    case BlockType::kQ5_K:
+      gemv_type<BlockType::kQ5_K>(w, row_bytes, n_rows, n, x, y);
+      return;
+    case BlockType::kQ6_K:
+      gemv_type<BlockType::kQ6_K>(w, row_bytes, n_rows, n, x, y);
       return;
     case BlockType::kF32:
     case BlockType::kF16:

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <utility>
 
 namespace million::ref {
 namespace {
@@ -58,6 +59,33 @@ BlockValues unpack_block(BlockType type, const uint8_t* at) {
     unpack_nibbles(b.q, b.high, 0, out.q);
   }
   return out;
+}
+
+int nibble(const uint8_t* bytes, int byte, int which) { return bytes[byte] >> (4 * which) & 15; }
+
+/// Scale and minimum of sub-block s of Q4_K and Q5_K.
+std::pair<int, int> six_bit_pair(const uint8_t* p, int s) {
+  if (s < 4) return {p[s] % 64, p[s + 4] % 64};
+  return {p[s + 4] % 16 + p[s - 4] / 64 * 16, p[s + 4] / 16 + p[s] / 64 * 16};
+}
+
+/// Value j of a super-block (blocks.h).
+double super_value(BlockType type, const uint8_t* at, int j) {
+  if (type == BlockType::kQ6_K) {
+    const auto b = read_block<BlockQ6_K>(at);
+    const int half = j / 128, code = nibble(b.q, half * 64 + j % 64, j % 128 / 64) +
+                                     16 * (b.high[half * 32 + j % 32] >> (j / 32 % 4 * 2) & 3);
+    return static_cast<double>(half_to_float(b.d)) * b.scales[j / 16] * (code - 32);
+  }
+  const auto value = [j](const auto& b, int fifth) {
+    const auto [scale, minimum] = six_bit_pair(b.scales, j / 32);
+    const int code = nibble(b.q, j / 64 * 32 + j % 32, j / 32 % 2) + 16 * fifth;
+    return static_cast<double>(half_to_float(b.d)) * scale * code -
+           static_cast<double>(half_to_float(b.dmin)) * minimum;
+  };
+  if (type == BlockType::kQ4_K) return value(read_block<BlockQ4_K>(at), 0);
+  const auto b = read_block<BlockQ5_K>(at);
+  return value(b, b.high[j % 32] >> (j / 32) & 1);
 }
 
 template <class T>
@@ -127,6 +155,10 @@ std::vector<double> dequant_row(BlockType type, const void* row, int n) {
       out[0] = half_to_float(read_at<uint16_t>(row, i));
     } else if (type == BlockType::kBF16) {
       out[0] = bf16_to_float(read_at<uint16_t>(row, i));
+    } else if (is_super_block(type)) {
+      const std::size_t at = static_cast<std::size_t>(i / shape.values) * shape.bytes;
+      for (int j = 0; j < shape.values; ++j)
+        out[j] = super_value(type, static_cast<const uint8_t*>(row) + at, j);
     } else {
       const std::size_t at = static_cast<std::size_t>(i / shape.values) * shape.bytes;
       const BlockValues b = unpack_block(type, static_cast<const uint8_t*>(row) + at);

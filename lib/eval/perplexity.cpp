@@ -153,7 +153,8 @@ void save_reference(const Reference& reference, int d_model, const std::filesyst
                     {"model_sha256", reference.model_sha256},
                     {"text_sha256", reference.text_sha256},
                     {"context", reference.context},
-                    {"compute", reference.compute}};
+                    {"compute", reference.compute},
+                    {"positions", reference.positions}};
   for (size_t w = 0; w < reference.hidden.size(); ++w)
     bag.tensors[fmt::format("W{:04}.hidden", w)] = {
         {static_cast<size_t>(reference.context), static_cast<size_t>(d_model)},
@@ -164,8 +165,8 @@ void save_reference(const Reference& reference, int d_model, const std::filesyst
 Reference load_reference(const std::filesystem::path& path, const Reference& expected, int windows,
                          int d_model) {
   const TensorBag bag = load_tensors(path);
-  const auto check = [&](const char* key, const Json& want) {
-    const Json got = bag.attributes.value(key, Json());
+  const auto check = [&](const char* key, const Json& want, const Json& fallback = Json()) {
+    const Json got = bag.attributes.value(key, fallback);
     MILLION_REQUIRE(got == want, ErrorCode::kBadInput,
                     "reference {}: {} is {}, expected {}; delete it or give another --reference",
                     path.string(), key, got.dump(), want.dump());
@@ -175,6 +176,7 @@ Reference load_reference(const std::filesystem::path& path, const Reference& exp
   check("text_sha256", expected.text_sha256);
   check("context", expected.context);
   check("compute", expected.compute);
+  check("positions", expected.positions, "plain");  // older files do not say
   Reference loaded = expected;
   const size_t values = static_cast<size_t>(expected.context) * d_model;
   for (int w = 0; w < windows; ++w) {

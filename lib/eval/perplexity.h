@@ -19,13 +19,14 @@ namespace million {
 /// reference distribution, at d_model instead of n_vocab floats a token, so KL is exact, not a
 /// bound from the top k.
 struct Reference {
-  std::string model_sha256, text_sha256, compute;
+  std::string model_sha256, text_sha256, compute, positions = "plain";
   int context = 0;
   std::vector<std::vector<float>> hidden;  ///< [window][context * d_model]
 };
 
 /// Saves atomically / loads with checks. Error(kBadInput) when the file is not a reference, or was
-/// made from another model, text, context or arithmetic, or holds fewer than `windows` windows.
+/// made from another model, text, context, arithmetic or positions, or holds fewer than `windows`
+/// windows.
 void save_reference(const Reference& reference, int d_model, const std::filesystem::path& path);
 Reference load_reference(const std::filesystem::path& path, const Reference& expected, int windows,
                          int d_model);

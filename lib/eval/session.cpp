@@ -63,6 +63,23 @@ double bits_at(const RunRecord& record, const CacheBytes& bytes, int64_t length,
 
 }  // namespace
 
+void add_token_scores(RunRecord& record, const TokenScores& s) {
+  add_perplexity(record, s.nll);
+  std::vector<double> difference(s.nll.size()), same(s.same_top.begin(), s.same_top.end());
+  for (size_t i = 0; i < difference.size(); ++i) difference[i] = s.nll[i] - s.reference_nll[i];
+  const MeanError d = block_mean(difference);  // paired: the text's own spread cancels
+  record.metric("ppl_increase_percent", 100.0 * std::expm1(d.mean), 100.0 * std::exp(d.mean) * d.se,
+                d.n);
+  const MeanError kl = block_mean(s.kl), top = block_mean(same);
+  record.metric("kl", kl.mean, kl.se, kl.n);
+  std::vector<double> sorted = s.kl;
+  std::sort(sorted.begin(), sorted.end());
+  record.metric("kl_p99",
+                sorted[static_cast<size_t>(0.99 * static_cast<double>(sorted.size() - 1))],
+                std::nan(""), kl.n);
+  record.metric("same_top_percent", 100.0 * top.mean, 100.0 * top.se, top.n);
+}
+
 const char* compute_name(PrefillCompute compute) {
   switch (compute) {
     case PrefillCompute::kF32:
@@ -148,6 +165,7 @@ RunRecord EvalSession::describe(const MethodSpec& spec) const {
     record.config["isa"] = ops().name;
   }
   if (e.backend != Backend::kCpu) record.config["backend"] = backend_name(e.backend);
+  if (model_->config.positions != "plain") record.config["positions"] = model_->config.positions;
   record.inputs = {{"model", model_->config.name},
                    {"model_sha256", model_->sha256},
                    {"text", e.windows.text->name},
@@ -172,6 +190,7 @@ const Reference& EvalSession::reference() {
   wanted.text_sha256 = e.windows.text->sha256;
   wanted.context = e.windows.context;
   wanted.compute = arithmetic_name(e.decoder, e.backend);
+  wanted.positions = model_->config.positions;
   const bool keep = !plan_.reference.empty();
   if (keep && std::filesystem::exists(plan_.reference)) {
     reference_ = load_reference(plan_.reference, wanted, e.windows.count, model_->config.d_model);
@@ -196,22 +215,8 @@ Allocation EvalSession::allocate(const MethodSpec& base, double budget_bits) {
 double EvalSession::reference_seconds() const { return reference_seconds_; }
 
 void EvalSession::add_scores(RunRecord& record, const Evaluation& e) const {
-  const TokenScores& s = e.scores;
-  add_perplexity(record, s.nll);
-  std::vector<double> difference(s.nll.size()), same(s.same_top.begin(), s.same_top.end());
-  for (size_t i = 0; i < difference.size(); ++i) difference[i] = s.nll[i] - s.reference_nll[i];
-  const MeanError d = block_mean(difference);  // paired: the text's own spread cancels
-  record.metric("ppl_increase_percent", 100.0 * std::expm1(d.mean), 100.0 * std::exp(d.mean) * d.se,
-                d.n);
-  const MeanError kl = block_mean(s.kl), top = block_mean(same);
-  record.metric("kl", kl.mean, kl.se, kl.n);
-  std::vector<double> sorted = s.kl;
-  std::sort(sorted.begin(), sorted.end());
-  record.metric("kl_p99",
-                sorted[static_cast<size_t>(0.99 * static_cast<double>(sorted.size() - 1))],
-                std::nan(""), kl.n);
-  record.metric("same_top_percent", 100.0 * top.mean, 100.0 * top.se, top.n);
-  record.series["kl_by_position"] = kl_by_position(s.kl, plan_.evaluation.windows.context);
+  add_token_scores(record, e.scores);
+  record.series["kl_by_position"] = kl_by_position(e.scores.kl, plan_.evaluation.windows.context);
   record.bits = {{"nominal", e.bits_nominal}, {"cache", e.bits_cache}, {"total", e.bits_total}};
   for (const int64_t length : kReportLengths)
     record.bits["at"][std::to_string(length)] =

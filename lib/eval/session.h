@@ -54,6 +54,10 @@ class EvalSession {
   std::unique_ptr<Distortion> distortion_;
 };
 
+/// Metrics of tokens scored beside the exact cache: nll, ppl, ppl_increase_percent, kl, kl_p99,
+/// same_top_percent; errors from blocks of text.
+void add_token_scores(RunRecord& record, const TokenScores& scores);
+
 const char* compute_name(PrefillCompute compute);
 /// "f32", "bf16x3", "bf16"; Error(kUsage) otherwise.
 PrefillCompute parse_compute(std::string_view text);

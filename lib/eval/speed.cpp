@@ -282,6 +282,7 @@ RunRecord speed_record(const Model& model, const Method& method, const TokenText
               {"fill", plan.synthetic ? "synthetic" : "text"},
               {"skip_share", plan.skip_share},
               {"attention", speed.attention}};
+  if (model.config.positions != "plain") r.config["positions"] = model.config.positions;
   r.inputs = {{"model", model.config.name},
               {"model_sha256", model.sha256},
               {"text", plan.synthetic ? "" : text.name},

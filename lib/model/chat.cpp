@@ -3,6 +3,9 @@
 
 #include "lib/core/error.h"
 
+#include <algorithm>
+#include <optional>
+
 namespace million {
 namespace {
 
@@ -18,9 +21,18 @@ class ChatEncoder {
                     "the chat template uses {}, but the vocabulary has no such token; use "
                     "--no-chat-template to send plain text",
                     name);
-    flush();
-    ids_.push_back(id);
+    id_of_mark(id);
   }
+  /// The same for a mark that some vocabularies have and others spell.
+  void mark_or_text(std::string_view name) {
+    const int32_t id = tokenizer_.find(name);
+    if (tokenizer_.is_control(id))
+      id_of_mark(id);
+    else
+      text(name);
+  }
+  void begin_sequence() { named_end(tokenizer_.bos(), "beginning-of-sequence"); }
+  void end_sequence() { named_end(tokenizer_.eos(), "end-of-sequence"); }
   void text(std::string_view s) { pending_ += s; }
   std::vector<int32_t> finish() {
     flush();
@@ -28,8 +40,20 @@ class ChatEncoder {
   }
 
  private:
+  void id_of_mark(int32_t id) {
+    flush();
+    ids_.push_back(id);
+  }
+  void named_end(int32_t id, const char* what) {
+    MILLION_REQUIRE(id >= 0, ErrorCode::kBadInput,
+                    "the chat template uses the {} token, but the tokenizer names none; use "
+                    "--no-chat-template to send plain text",
+                    what);
+    id_of_mark(id);
+  }
   void flush() {
-    const auto ids = tokenizer_.encode(pending_);
+    const auto start = ids_.empty() ? TextStart::kText : TextStart::kAfterSpecial;
+    const auto ids = tokenizer_.encode(pending_, false, start);
     ids_.insert(ids_.end(), ids.begin(), ids.end());
     pending_.clear();
   }
@@ -80,6 +104,9 @@ void add_turn_head(ChatEncoder& out, ChatFormat::Style style, std::string_view r
     out.text(role);
     out.mark("<|end_header_id|>");
     out.text("\n\n");
+  } else if (style == ChatFormat::Style::kZephyr) {
+    out.mark_or_text("<|" + std::string(role) + "|>");
+    out.text("\n");
   }
 }
 
@@ -93,10 +120,133 @@ void add_turn(ChatEncoder& out, ChatFormat::Style style, std::string_view role,
   } else if (style == ChatFormat::Style::kLlama3) {
     out.text(trimmed(content));
     out.mark("<|eot_id|>");
+  } else if (style == ChatFormat::Style::kZephyr) {
+    out.text(content);
+    out.end_sequence();
+    out.text("\n");
   } else {
     out.text(content);
     out.text("\n");
   }
+}
+
+/// `text` with the mark in it as a token or text.
+void add_around_mark(ChatEncoder& out, std::string_view text, std::string_view mark) {
+  const auto at = text.find(mark);
+  MILLION_ASSERT(at != std::string_view::npos);
+  out.text(text.substr(0, at));
+  out.mark_or_text(mark);
+  out.text(text.substr(at + mark.size()));
+}
+
+/// The content of each user message with the system message where the template puts it.
+std::vector<std::string> inst_contents(const InstTurns& inst, std::span<const ChatMessage> messages,
+                                       std::string_view system) {
+  std::vector<std::string> contents;
+  std::size_t first = messages.size(), last = messages.size();
+  for (std::size_t i = 0; i < messages.size(); ++i) {
+    contents.push_back(messages[i].content);
+    if (messages[i].role != "user") continue;
+    first = std::min(first, i);
+    last = i;
+  }
+  if (system.empty()) return contents;
+  MILLION_REQUIRE(inst.system != InstTurns::System::kNone, ErrorCode::kUsage,
+                  "the model's chat template takes no system message; put it into the first "
+                  "user message");
+  MILLION_REQUIRE(last < messages.size(), ErrorCode::kUsage,
+                  "a system message needs a user message behind it in this chat format");
+  std::string& at = contents[inst.system == InstTurns::System::kLast ? last : first];
+  at = inst.system == InstTurns::System::kMarks
+           ? fmt::format("<<SYS>>\n{}\n<</SYS>>\n\n{}", system, at)
+           : fmt::format("{}\n\n{}", system, at);
+  return contents;
+}
+
+void add_inst_turns(ChatEncoder& out, const InstTurns& inst,
+                    std::span<const ChatMessage> messages) {
+  std::string_view system;
+  if (messages[0].role == "system") {
+    system = messages[0].content;
+    messages = messages.subspan(1);
+  }
+  const auto contents = inst_contents(inst, messages, system);
+  if (inst.bos && !inst.bos_each_turn) out.begin_sequence();
+  for (std::size_t i = 0; i < messages.size(); ++i) {
+    const std::string_view content = inst.trims ? trimmed(contents[i]) : contents[i];
+    MILLION_REQUIRE(messages[i].role != "system", ErrorCode::kUsage,
+                    "in this chat format a system message can only come first");
+    if (messages[i].role == "user") {
+      if (inst.bos_each_turn) out.begin_sequence();
+      add_around_mark(out, inst.user_head, "[INST]");
+      out.text(content);
+      add_around_mark(out, inst.user_tail, "[/INST]");
+    } else {
+      out.text(inst.answer_head);
+      out.text(content);
+      out.text(inst.answer_tail);
+      out.end_sequence();
+      out.text(inst.after_answer);
+    }
+  }
+}
+
+/// A template with one kind of quote and no white space around +, to find pieces of it.
+std::string compact(std::string_view jinja) {
+  std::string out;
+  for (std::size_t i = 0; i < jinja.size(); ++i) {
+    const char c = jinja[i] == '"' ? '\'' : jinja[i];
+    const auto next = jinja.find_first_not_of(" \n\t", i);
+    const bool before_plus = (c == ' ' || c == '\n' || c == '\t') &&
+                             next != std::string_view::npos && jinja[next] == '+';
+    const bool after_plus = (c == ' ' || c == '\n' || c == '\t') && out.ends_with('+');
+    if (!before_plus && !after_plus) out.push_back(c);
+  }
+  return out;
+}
+
+/// The quoted literal of a compact template that holds `mark`; empty when there is none.
+std::string_view literal_with(std::string_view jinja, std::string_view mark) {
+  for (auto at = jinja.find(mark); at != std::string_view::npos; at = jinja.find(mark, at + 1)) {
+    const auto open = jinja.rfind('\'', at), close = jinja.find('\'', at);
+    if (open == std::string_view::npos || close == std::string_view::npos) continue;
+    const auto text = jinja.substr(open + 1, close - open - 1);
+    if (text.find_first_of("{}\\\n") == std::string_view::npos) return text;
+  }
+  return {};
+}
+
+/// The turns of a template with [INST] literals, or nothing when it does not build them from quoted
+/// pieces as the published ones do.
+std::optional<InstTurns> detect_inst(std::string_view jinja) {
+  const std::string text = compact(jinja);
+  InstTurns inst;
+  inst.user_head = literal_with(text, "[INST]");
+  inst.user_tail = literal_with(text, "[/INST]");
+  if (inst.user_head.empty() || inst.user_tail.empty() || !has(text, "eos_token"))
+    return std::nullopt;
+  for (const char* content : {"message['content']", "message.content", "content"})
+    if (has(text, "' '+" + std::string(content))) inst.answer_head = " ";
+  if (has(text, "' '+eos_token")) inst.answer_tail = " ";
+  if (has(text, "eos_token+' '")) inst.after_answer = " ";
+  inst.bos = has(text, "bos_token");
+  inst.bos_each_turn = has(text, "bos_token+'" + inst.user_head);
+  inst.trims = has(text, ".strip()") || has(text, "trim");
+  if (has(text, "<<SYS>>"))
+    inst.system = InstTurns::System::kMarks;
+  else if (has(text, "loop.last and system_message"))
+    inst.system = InstTurns::System::kLast;
+  else if (has(text, "system_message"))
+    inst.system = InstTurns::System::kFirst;
+  return inst;
+}
+
+/// <|role|> newline content end-of-sequence: other families write <|user|> with other ends.
+bool is_zephyr(std::string_view jinja) {
+  const std::string text = compact(jinja);
+  const bool ends =
+      has(text, "message['content']+eos_token") || has(text, "message.content+eos_token");
+  return ends && has(text, "<|user|>") && has(text, "<|assistant|>") && !has(text, "<|end|>");
 }
 
 }  // namespace
@@ -111,11 +261,18 @@ ChatFormat detect_chat_format(std::string_view jinja) {
     format.default_system = chatml_default_system(jinja);
     return format;
   }
-  MILLION_REQUIRE(has(jinja, "<|start_header_id|>") && has(jinja, "<|eot_id|>"),
-                  ErrorCode::kBadInput,
-                  "the model's chat template is neither ChatML nor Llama-3; use "
-                  "--no-chat-template and write the model's marks into the text yourself");
-  format.style = ChatFormat::Style::kLlama3;
+  if (has(jinja, "<|start_header_id|>") && has(jinja, "<|eot_id|>")) {
+    format.style = ChatFormat::Style::kLlama3;
+  } else if (const auto inst = detect_inst(jinja)) {
+    format.style = ChatFormat::Style::kInst;
+    format.inst = *inst;
+  } else {
+    MILLION_REQUIRE(is_zephyr(jinja), ErrorCode::kBadInput,
+                    "the model's chat template is none that is known (ChatML, Llama-3, Llama-2, "
+                    "Mistral, Zephyr); use --no-chat-template and write the model's marks into the "
+                    "text yourself");
+    format.style = ChatFormat::Style::kZephyr;
+  }
   return format;
 }
 
@@ -123,17 +280,24 @@ std::vector<int32_t> encode_chat(const Tokenizer& tokenizer, const ChatFormat& f
                                  std::span<const ChatMessage> messages,
                                  const ChatOptions& options) {
   MILLION_REQUIRE(!messages.empty(), ErrorCode::kUsage, "a conversation needs a message");
-  ChatEncoder out(tokenizer);
-  if (format.style == ChatFormat::Style::kLlama3) out.mark("<|begin_of_text|>");
-  const bool insert = options.default_system && !format.default_system.empty();
-  if (insert && messages[0].role != "system")
-    add_turn(out, format.style, "system", format.default_system);
   for (const ChatMessage& m : messages) {
     const bool known = m.role == "system" || m.role == "user" || m.role == "assistant";
     MILLION_REQUIRE(known, ErrorCode::kUsage,
                     "chat role \"{}\" is not known, expected system, user or assistant", m.role);
-    add_turn(out, format.style, m.role, m.content);
   }
+  ChatEncoder out(tokenizer);
+  if (format.style == ChatFormat::Style::kInst) {  // the user's tail asks for the answer
+    add_inst_turns(out, format.inst, messages);
+    return out.finish();
+  }
+  const bool marks_follow =
+      format.style == ChatFormat::Style::kChatMl || format.style == ChatFormat::Style::kZephyr;
+  if (marks_follow && tokenizer.add_bos()) out.begin_sequence();
+  if (format.style == ChatFormat::Style::kLlama3) out.mark("<|begin_of_text|>");
+  const bool insert = options.default_system && !format.default_system.empty();
+  if (insert && messages[0].role != "system")
+    add_turn(out, format.style, "system", format.default_system);
+  for (const ChatMessage& m : messages) add_turn(out, format.style, m.role, m.content);
   if (options.answer_follows) add_turn_head(out, format.style, "assistant");
   return out.finish();
 }

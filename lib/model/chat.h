@@ -18,16 +18,35 @@ struct ChatMessage {
   std::string content;
 };
 
+/// What stands around the contents of a [INST] conversation; templates differ in spaces and in the
+/// place of the system message.
+struct InstTurns {
+  std::string user_head = "[INST] ", user_tail = " [/INST]";
+  std::string answer_head, answer_tail;  ///< before the content; between it and </s>
+  std::string after_answer;              ///< behind </s>
+  bool bos = true, bos_each_turn = false;
+  bool trims = false;  ///< contents lose their outer white space
+  enum class System {
+    kNone,   ///< the template has no place for it
+    kMarks,  ///< <<SYS>>\n...\n<</SYS>>\n\n before the first user message
+    kFirst,  ///< text and an empty line before the first user message
+    kLast    ///< the same before the last one
+  } system = System::kNone;
+};
+
 struct ChatFormat {
   enum class Style {
     kChatMl,  ///< <|im_start|>role\ncontent<|im_end|>\n
     kLlama3,  ///< <|begin_of_text|>, then
               ///< <|start_header_id|>role<|end_header_id|>\n\ncontent<|eot_id|>
+    kInst,    ///< Llama 2, Mistral: <s>[INST] user [/INST] assistant</s>; see InstTurns
+    kZephyr,  ///< Zephyr, TinyLlama: <|role|>\ncontent</s>\n
     kPlain    ///< contents joined by newlines, no marks; for base models
   } style = Style::kPlain;
   /// System message that the template puts first when the conversation has none; empty: it does
   /// not.
-  std::string default_system;
+  std::string default_system{};
+  InstTurns inst{};  ///< of kInst
 };
 
 /// Recognises a template. Error(kBadInput) on an unknown or empty one; the message names
@@ -43,8 +62,11 @@ struct ChatOptions {
 };
 
 /// Token ids of a conversation. Only the marks become control tokens: text in a message that looks
-/// like a mark stays text. Error(kUsage) on an unknown role or no message, Error(kBadInput) when
-/// the vocabulary lacks a mark.
+/// like a mark stays text. The marks [INST], <|user|> and their like are text where the vocabulary
+/// has no control token for them, as in Llama 2; then a message can forge them. ChatML and Zephyr
+/// begin with the beginning-of-sequence token where the tokenizer adds one to any text, as
+/// llama.cpp does it. Error(kUsage) on an unknown role, no message, or a system message that the
+/// format has no place for; Error(kBadInput) when the vocabulary lacks a mark.
 std::vector<int32_t> encode_chat(const Tokenizer& tokenizer, const ChatFormat& format,
                                  std::span<const ChatMessage> messages,
                                  const ChatOptions& options = {});

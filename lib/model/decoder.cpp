@@ -143,7 +143,7 @@ void Decoder::Impl::multiply_blocks(const Product& p, int64_t begin, int64_t end
 void Decoder::Impl::multiply_rows(const Product& p, const float* from, int64_t begin,
                                   int64_t end) const {
   const WeightView& w = *p.w;
-  const bool blocks = block_shape(w.type).values == kBlockValues;
+  const bool blocks = is_quantized(w.type);
   if (options.decode != DecodeCompute::kExact && blocks) {
     multiply_blocks(p, begin, end);
     return;
@@ -237,6 +237,7 @@ void Decoder::Impl::forward_chunk(std::span<const int32_t> tokens, KvCache& cach
   const ModelConfig& c = config();
   const int n = static_cast<int>(tokens.size());
   const int64_t first = cache.n_tokens();
+  cache.set_bf16_products(options.prefill == PrefillCompute::kBf16);
   resize(n);
   rope.ensure(first + n);
   embed(tokens);

@@ -2,15 +2,10 @@
 #include "lib/model/gguf.h"
 
 #include "lib/core/checked.h"
-
-#include <fcntl.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
+#include "lib/model/mapped_file.h"
 
 #include <algorithm>
 #include <bit>
-#include <cerrno>
 #include <cstring>
 #include <iterator>
 #include <limits>
@@ -48,9 +43,9 @@ constexpr TypeName kTensorTypes[] = {{0, "F32", BlockType::kF32},
                                      {9, "Q8_1", {}},
                                      {10, "Q2_K", {}},
                                      {11, "Q3_K", {}},
-                                     {12, "Q4_K", {}},
-                                     {13, "Q5_K", {}},
-                                     {14, "Q6_K", {}},
+                                     {12, "Q4_K", BlockType::kQ4_K},
+                                     {13, "Q5_K", BlockType::kQ5_K},
+                                     {14, "Q6_K", BlockType::kQ6_K},
                                      {15, "Q8_K", {}},
                                      {16, "IQ2_XXS", {}},
                                      {17, "IQ2_XS", {}},
@@ -70,25 +65,6 @@ constexpr TypeName kTensorTypes[] = {{0, "F32", BlockType::kF32},
                                      {34, "TQ1_0", {}},
                                      {35, "TQ2_0", {}},
                                      {39, "MXFP4", {}}};
-
-/// A mapped file; unmapped with the last reference.
-std::shared_ptr<const void> map_file(const std::filesystem::path& path, std::string_view& bytes) {
-  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
-  MILLION_REQUIRE(fd >= 0, ErrorCode::kBadInput, "cannot open model {}: {}", path.string(),
-                  std::strerror(errno));
-  struct stat info {};
-  const bool regular = ::fstat(fd, &info) == 0 && S_ISREG(info.st_mode);
-  const std::size_t size = regular ? static_cast<std::size_t>(info.st_size) : 0;
-  void* memory = size > 0 ? ::mmap(nullptr, size, PROT_READ, MAP_PRIVATE, fd, 0) : MAP_FAILED;
-  const int error = errno;
-  ::close(fd);
-  MILLION_REQUIRE(regular, ErrorCode::kBadInput, "model {} is not a regular file", path.string());
-  MILLION_REQUIRE(size > 0, ErrorCode::kBadInput, "model {} is empty", path.string());
-  MILLION_REQUIRE(memory != MAP_FAILED, ErrorCode::kNoResources, "cannot map model {}: {}",
-                  path.string(), std::strerror(error));
-  bytes = {static_cast<const char*>(memory), size};
-  return {memory, [size](const void* p) { ::munmap(const_cast<void*>(p), size); }};
-}
 
 template <class T>
 T load(std::string_view bytes, uint64_t index = 0) {

@@ -3,61 +3,50 @@
 
 #include "lib/core/error.h"
 #include "lib/core/files.h"
-#include "lib/model/arch_registry.h"
+#include "lib/model/arch_dense.h"
 #include "lib/model/gguf.h"
+#include "lib/model/hf_config.h"
+#include "lib/model/model_files.h"
+#include "lib/model/random_model.h"
+#include "lib/model/safetensors.h"
+#include "lib/model/tokenizer_files.h"
 
 #include <spdlog/spdlog.h>
 
-#include <limits>
+#include <utility>
 
 namespace million {
 namespace {
 
-/// Id of a special token, or -1 when the file names none.
-int32_t token_id(const GgufFile& f, const std::string& name) {
-  const std::string key = "tokenizer.ggml." + name + "_token_id";
-  if (!f.find(key)) return -1;
-  const uint64_t id = f.get_uint(key);
-  // llama.cpp writes 0xFFFFFFFF for "none".
-  if (id == std::numeric_limits<uint32_t>::max()) return -1;
-  MILLION_REQUIRE(id < f.get_strings("tokenizer.ggml.tokens").size(), ErrorCode::kBadInput,
-                  "{}: key {} is {}, but the vocabulary has {} tokens", f.name(), key, id,
-                  f.get_strings("tokenizer.ggml.tokens").size());
-  return static_cast<int32_t>(id);
-}
-
-TokenizerData read_tokenizer(const GgufFile& f) {
-  const auto kind = f.get_string("tokenizer.ggml.model");
-  MILLION_REQUIRE(kind == "gpt2", ErrorCode::kBadInput,
-                  "{}: tokenizer model {} is not supported, supported: gpt2 (byte-level BPE)",
-                  f.name(), printable(kind));
-  TokenizerData data;
-  data.pre = f.get_string("tokenizer.ggml.pre", "default");
-  const auto& tokens = f.get_strings("tokenizer.ggml.tokens");
-  data.tokens.assign(tokens.begin(), tokens.end());
-  const auto& merges = f.get_strings("tokenizer.ggml.merges");
-  data.merges.assign(merges.begin(), merges.end());
-  if (f.find("tokenizer.ggml.token_type")) data.types = f.get_ints("tokenizer.ggml.token_type");
-  data.bos = token_id(f, "bos");
-  data.eos = token_id(f, "eos");
-  data.eot = token_id(f, "eot");
-  data.unknown = token_id(f, "unknown");
-  // Llama-3 files are converted without the key and mean true.
-  const bool llama3 = data.pre == "llama-bpe" || data.pre == "llama3";
-  data.add_bos = f.get_bool("tokenizer.ggml.add_bos_token", llama3 && data.bos >= 0);
-  MILLION_REQUIRE(!data.add_bos || data.bos >= 0, ErrorCode::kBadInput,
-                  "{}: add_bos_token is set, but there is no bos_token_id", f.name());
-  return data;
-}
-
-Tokenizer make_tokenizer(const GgufFile& f) {
+/// The constructor's message with the file it concerns.
+Tokenizer make_tokenizer(TokenizerData data, const std::string& file) {
   try {
-    return Tokenizer(read_tokenizer(f));
+    return Tokenizer(std::move(data));
   } catch (const Error& e) {
     const std::string text = e.what();
-    if (text.starts_with(f.name())) throw;
-    throw Error(e.code(), f.name() + ": " + text);
+    if (text.starts_with(file)) throw;
+    throw Error(e.code(), file + ": " + text);
   }
+}
+
+/// What the views of a model's weights point into.
+struct Storage {
+  std::shared_ptr<const void> files;
+  std::vector<AlignedVector<std::byte>> copies;
+};
+
+/// The vocabulary with as many tokens as the embedding has rows.
+TokenizerData padded_tokenizer(const std::filesystem::path& folder, const HfConfig& json,
+                               const TensorSource& tensors, std::string* chat_template) {
+  const auto rows = tensors.rows("token_embd.weight");
+  const int n_vocab = json.get_size("vocab_size", 1, kMaxWidth);
+  // Before anything of this size is made: the rows are there, the number is only declared.
+  MILLION_REQUIRE(rows == static_cast<uint64_t>(n_vocab), ErrorCode::kBadInput,
+                  "{}: vocab_size is {}, but the embedding has {} rows", json.name(), n_vocab,
+                  rows);
+  TokenizerData data = read_hf_tokenizer(folder, chat_template);
+  pad_vocabulary(data, rows, (folder / "tokenizer.json").string());
+  return data;
 }
 
 }  // namespace
@@ -67,7 +56,8 @@ KvGeometry ModelConfig::geometry() const {
           .n_heads = n_heads,
           .n_kv_heads = n_kv_heads,
           .head_dim = head_dim,
-          .rope = Rope(rope)};
+          .rope = Rope(rope),
+          .self_extend = self_extend};
 }
 
 std::shared_ptr<const Model> Model::from_gguf(std::shared_ptr<const GgufFile> file) {
@@ -76,17 +66,44 @@ std::shared_ptr<const Model> Model::from_gguf(std::shared_ptr<const GgufFile> fi
   model->config.arch = architecture.name;
   model->config.name = printable(file->get_string("general.name", "unnamed"));
   model->path = file->name();
-  model->tokenizer = make_tokenizer(*file);
+  model->tokenizer = make_tokenizer(read_gguf_tokenizer(*file), file->name());
   model->chat_template = file->get_string("tokenizer.chat_template", "");
-  architecture.load(*file, *model);
+  TensorSource tensors(*file);
+  architecture.load({.gguf = file.get()}, tensors, *model);
   model->weight_bytes = file->tensor_bytes();
   model->sha256 = sha256_of(file->bytes());
-  model->mapping = std::move(file);
+  model->storage = std::make_shared<Storage>(Storage{file, std::move(tensors.copies)});
   return model;
 }
 
-std::shared_ptr<const Model> Model::load(const std::filesystem::path& path) {
-  return from_gguf(GgufFile::open(path));
+std::shared_ptr<const Model> Model::from_folder(const std::filesystem::path& folder,
+                                                const std::string& name) {
+  auto model = std::make_shared<Model>();
+  const HfConfig json = HfConfig::read(folder);
+  const Architecture& architecture = find_architecture(json);
+  model->config.arch = architecture.name;
+  model->config.name = printable(name);
+  model->path = folder;
+  const auto files = SafetensorsFolder::open(folder);
+  TensorSource tensors(*files);
+  model->tokenizer = make_tokenizer(padded_tokenizer(folder, json, tensors, &model->chat_template),
+                                    (folder / "tokenizer.json").string());
+  architecture.load({.hf = &json}, tensors, *model);
+  std::vector<std::string> shards;
+  for (const auto& shard : files->shards()) {
+    shards.push_back(std::filesystem::path(shard->name()).filename());
+    for (const SafeTensor& t : shard->tensors()) model->weight_bytes += t.bytes;
+  }
+  model->sha256 = folder_sha256(folder, shards);
+  model->storage = std::make_shared<Storage>(Storage{files, std::move(tensors.copies)});
+  return model;
+}
+
+std::shared_ptr<const Model> Model::load(const std::filesystem::path& argument) {
+  const ModelFiles files = find_model(argument.string());
+  if (files.kind == ModelFiles::Kind::kRandom) return random_model(files.name);
+  if (files.kind == ModelFiles::Kind::kFolder) return from_folder(files.path, files.name);
+  return from_gguf(GgufFile::open(files.path));
 }
 
 void require_tokens(std::span<const int32_t> tokens, int n_vocab) {
@@ -102,6 +119,12 @@ void warn_beyond_training(const ModelConfig& config, int64_t n_tokens) {
         "{} tokens, the model was trained for {}: plain positions lose quality beyond; speed and "
         "memory are not concerned (use fewer tokens, or a file whose RoPE scaling reaches there)",
         n_tokens, config.n_context);
+  if (config.sliding_window > 0 && n_tokens > config.sliding_window)
+    spdlog::warn(
+        "{} tokens, the model was trained with attention to the last {} only; here every token "
+        "sees "
+        "all before it, which this model has not learnt (use at most {} tokens)",
+        n_tokens, config.sliding_window, config.sliding_window);
 }
 
 }  // namespace million

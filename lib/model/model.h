@@ -24,8 +24,12 @@ struct ModelConfig {
   std::string name;
   int n_layers = 0, d_model = 0, n_heads = 0, n_kv_heads = 0, head_dim = 0, d_ff = 0, n_vocab = 0;
   int n_context = 0;  ///< trained context length
+  /// Tokens that attention was trained to see, 0: all. Full attention is equal up to there.
+  int sliding_window = 0;
   float rms_eps = 1e-5f;
   RopeParams rope;
+  SelfExtend self_extend;
+  std::string positions = "plain";  ///< text of the PositionSpec that was applied
   KvGeometry geometry() const;
 };
 
@@ -50,13 +54,17 @@ struct LayerWeights {
   AlignedVector<float> bq, bk, bv;
 };
 
-/// Owns the mapping of its file; views stay valid as long as the Model lives.
+/// Owns the mappings of its files; views stay valid as long as the Model lives.
 class Model {
  public:
-  /// Loads a GGUF file. Error(kBadInput) with file, tensor or key, got and expected.
-  static std::shared_ptr<const Model> load(const std::filesystem::path& path);
-  /// The same from a parsed file, which the Model then shares.
+  /// Loads what a user calls a model: a GGUF file, a folder, a name in the Hugging Face cache or
+  /// random:SHAPE (model_files.h). Error(kBadInput) with file, tensor or key, got and expected.
+  static std::shared_ptr<const Model> load(const std::filesystem::path& argument);
+  /// From a parsed file, which the Model then shares.
   static std::shared_ptr<const Model> from_gguf(std::shared_ptr<const GgufFile> file);
+  /// From config.json, tokenizer.json and *.safetensors of a folder; `name` for records.
+  static std::shared_ptr<const Model> from_folder(const std::filesystem::path& folder,
+                                                  const std::string& name);
 
   ModelConfig config;
   WeightView token_embedding;  ///< [n_vocab][d_model]
@@ -66,9 +74,9 @@ class Model {
   Tokenizer tokenizer;
   std::string chat_template;  ///< Jinja text from the file, may be empty
   std::filesystem::path path;
-  std::string sha256;                   ///< of the file
+  std::string sha256;                   ///< of the file; of a folder: folder_sha256
   uint64_t weight_bytes = 0;            ///< bytes of all tensors as stored
-  std::shared_ptr<const void> mapping;  ///< keeps the file mapped
+  std::shared_ptr<const void> storage;  ///< what the views point into
 };
 
 /// Error(kBadInput) for an id outside the vocabulary, naming it and its place.

@@ -2,6 +2,8 @@
 #include "lib/model/pretokenizer.h"
 
 #include "lib/core/error.h"
+#include "lib/model/gguf.h"
+#include "lib/model/split_pattern.h"
 
 #define PCRE2_CODE_UNIT_WIDTH 8
 #include <pcre2.h>
@@ -11,10 +13,7 @@
 namespace million {
 namespace {
 
-// Unicode White_Space. PCRE2's \s differs under UCP: it also takes U+180E.
-#define WS   \
-  "\\t-\\r " \
-  "\\x{85}\\x{A0}\\x{1680}\\x{2000}-\\x{200A}\\x{2028}\\x{2029}\\x{202F}\\x{205F}\\x{3000}"
+#define WS MILLION_WHITE_SPACE
 #define TAIL "[" WS "]+(?![^" WS "])|[" WS "]+"  // \s+(?!\S)|\s+
 
 constexpr const char* kDigit = "\\p{N}";
@@ -62,13 +61,32 @@ std::string pcre_message(int code) {
   return reinterpret_cast<const char*>(text);
 }
 
-Code compile(const char* pattern) {
+constexpr std::size_t kMaxPattern = 4096;
+
+Code compile(std::string_view pattern) {
   int error = 0;
   PCRE2_SIZE at = 0;
-  Code code(pcre2_compile(reinterpret_cast<PCRE2_SPTR>(pattern), PCRE2_ZERO_TERMINATED,
+  Code code(pcre2_compile(reinterpret_cast<PCRE2_SPTR>(pattern.data()), pattern.size(),
                           PCRE2_UTF | PCRE2_UCP, &error, &at, nullptr));
-  MILLION_ASSERT(code);                               // the patterns are ours
+  MILLION_REQUIRE(code, ErrorCode::kBadInput, "the pattern \"{}\" is broken at byte {}: {}",
+                  printable(pattern), at, pcre_message(error));
   pcre2_jit_compile(code.get(), PCRE2_JIT_COMPLETE);  // without a JIT pcre2_match interprets
+  return code;
+}
+
+/// The same for a pattern of a file.
+Code compile_foreign(std::string_view pattern) {
+  MILLION_REQUIRE(pattern.size() <= kMaxPattern, ErrorCode::kBadInput,
+                  "a pattern is {} bytes long, at most {} are allowed", pattern.size(),
+                  kMaxPattern);
+  MILLION_REQUIRE(pattern.find("\\K") == std::string_view::npos, ErrorCode::kBadInput,
+                  "the pattern \"{}\" uses \\K, which is not supported", printable(pattern));
+  Code code = compile(pattern);
+  uint32_t back_references = 0;
+  pcre2_pattern_info(code.get(), PCRE2_INFO_BACKREFMAX, &back_references);
+  MILLION_REQUIRE(back_references == 0, ErrorCode::kBadInput,
+                  "the pattern \"{}\" refers back to what it has matched, which is not supported",
+                  printable(pattern));
   return code;
 }
 
@@ -88,27 +106,36 @@ struct Scratch {
   }
 };
 
-/// Appends the matches in `part` (valid UTF-8) and the gaps between them.
-void split_part(const pcre2_code* code, Scratch& scratch, std::string_view part,
+/// Appends the matches in `part` (valid UTF-8) and, unless they are dropped, the gaps between them.
+/// A match of nothing is a boundary, but not where a match has just ended.
+void split_part(const pcre2_code* code, bool drop_gaps, Scratch& scratch, std::string_view part,
                 std::vector<std::string_view>& out) {
-  std::size_t at = 0;
-  while (at < part.size()) {
-    const int n = pcre2_match(code, reinterpret_cast<PCRE2_SPTR>(part.data()), part.size(), at,
+  std::size_t taken = 0, search = 0, last_end = std::string_view::npos;
+  const auto take_gap = [&](std::size_t end) {
+    if (end > taken && !drop_gaps) out.push_back(part.substr(taken, end - taken));
+  };
+  while (search < part.size()) {
+    const int n = pcre2_match(code, reinterpret_cast<PCRE2_SPTR>(part.data()), part.size(), search,
                               PCRE2_NO_UTF_CHECK, scratch.data.get(), scratch.context.get());
     if (n == PCRE2_ERROR_NOMATCH) break;
-    MILLION_REQUIRE(n > 0, ErrorCode::kFailed,
+    MILLION_REQUIRE(n >= 0, ErrorCode::kFailed,
                     "cannot split the text into words: {}; cut it into shorter lines",
                     pcre_message(n));
     const PCRE2_SIZE* range = pcre2_get_ovector_pointer(scratch.data.get());
-    MILLION_ASSERT(range[1] > range[0]);  // no pattern of the table matches nothing
-    if (range[0] > at) out.push_back(part.substr(at, range[0] - at));
-    out.push_back(part.substr(range[0], range[1] - range[0]));
-    at = range[1];
+    MILLION_ASSERT(range[1] >= range[0] && range[0] >= search);  // patterns have no \K
+    if (range[1] == range[0] && range[1] == last_end) {
+      search += utf8_length(part.substr(search));
+      continue;
+    }
+    take_gap(range[0]);
+    if (range[1] > range[0]) out.push_back(part.substr(range[0], range[1] - range[0]));
+    taken = search = last_end = range[1];
   }
-  if (at < part.size()) out.push_back(part.substr(at));
+  take_gap(part.size());
 }
 
-/// Bytes of the UTF-8 character at the start of `s`, 0 when it is invalid (Unicode table 3-7).
+}  // namespace
+
 std::size_t utf8_length(std::string_view s) {
   const auto byte = [&](std::size_t i) {
     return i < s.size() ? static_cast<unsigned char>(s[i]) : 0u;
@@ -128,24 +155,32 @@ std::size_t utf8_length(std::string_view s) {
   return 0;
 }
 
-}  // namespace
-
-struct PreTokenizer::Stages {
-  std::vector<Code> codes;
+struct PreTokenizer::Stage {
+  Code code;
+  bool drop_gaps = false;
 };
 
-PreTokenizer::PreTokenizer(std::string_view name) : stages_(std::make_unique<Stages>()) {
+SplitRule gpt2_rule() { return {kGpt2}; }
+
+PreTokenizer::PreTokenizer(std::string_view name) {
   for (const Entry& e : kTable) {
     if (e.name != name) continue;
     whole_words_ = e.whole_words;
     for (const char* pattern : e.stages)
-      if (pattern != nullptr) stages_->codes.push_back(compile(pattern));
+      if (pattern != nullptr) stages_.push_back({compile(pattern)});
     return;
   }
   fail(ErrorCode::kBadInput, "pre-tokenizer \"{}\" is not known, known: {}", name.substr(0, 80),
        known_names());
 }
 
+PreTokenizer::PreTokenizer(std::span<const SplitRule> rules, bool whole_words)
+    : whole_words_(whole_words) {
+  for (const SplitRule& rule : rules)
+    stages_.push_back({compile_foreign(rule.pattern), rule.drop_gaps});
+}
+
+PreTokenizer::PreTokenizer(PreTokenizer&&) noexcept = default;
 PreTokenizer::~PreTokenizer() = default;
 
 std::vector<std::string_view> PreTokenizer::split(std::string_view text) const {
@@ -154,9 +189,10 @@ std::vector<std::string_view> PreTokenizer::split(std::string_view text) const {
   while (!text.empty()) {
     if (const std::size_t good = valid_utf8_prefix(text); good > 0) {
       std::vector<std::string_view> run{text.substr(0, good)};
-      for (const Code& code : stages_->codes) {
+      for (const Stage& stage : stages_) {
         next.clear();
-        for (const std::string_view part : run) split_part(code.get(), scratch, part, next);
+        for (const std::string_view part : run)
+          split_part(stage.code.get(), stage.drop_gaps, scratch, part, next);
         run.swap(next);
       }
       parts.insert(parts.end(), run.begin(), run.end());
