@@ -12,6 +12,10 @@
 
 namespace million {
 
+/// What every program takes as its model.
+inline constexpr const char* kModelHelp =
+    "GGUF file, folder with safetensors, org/name in the Hugging Face cache, or random:SHAPE";
+
 /// Values of the common flags, filled before the body runs.
 struct AppContext {
   std::string program;  ///< "kv-eval"

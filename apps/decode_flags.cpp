@@ -15,7 +15,7 @@ namespace {
 constexpr float kDefaultSkip = 3e-4f;
 
 void add_common(CLI::App& app, DecodeFlags& f) {
-  app.add_option("model", f.model, "GGUF file")->required();
+  app.add_option("model", f.model, kModelHelp)->required();
   const char* method = "Method";
   app.add_option("--codec", f.codecs, "cache method (bench: repeatable); default fp16")
       ->group(method)

@@ -9,7 +9,7 @@
 namespace million {
 
 void EvalFlags::add_to(CLI::App& app) {
-  app.add_option("model", model, "GGUF file")->required();
+  app.add_option("model", model, kModelHelp)->required();
   const char* data = "Data";
   app.add_option("--text", text, "evaluation text, UTF-8")->required()->group(data);
   app.add_option("--calib-text", calib_text, "calibration text; must differ from --text")

@@ -38,13 +38,20 @@ std::vector<int32_t> encode_turns(const DecodeFlags& flags, const Model& model,
   return encode_chat(model.tokenizer, format, messages, {!flags.no_default_system, true});
 }
 
+/// Plain text behind BOS, where the model wants one.
+std::vector<int32_t> encode_prompt(const Tokenizer& tokenizer, const std::string& text) {
+  std::vector<int32_t> ids = tokenizer.encode(text);
+  if (tokenizer.add_bos() && !ids.empty()) ids.insert(ids.begin(), tokenizer.bos());
+  return ids;
+}
+
 int generate(const DecodeFlags& flags, const AppContext& context) {
   const auto in = load_decode_inputs(flags, context);
   const std::string prompt =
       flags.prompt_file.empty() ? flags.prompt : read_file(flags.prompt_file);
   const ChatMessage message{"user", prompt};
   const std::vector<int32_t> ids = flags.as_chat ? encode_turns(flags, *in->model, {&message, 1})
-                                                 : in->model->tokenizer.encode(prompt);
+                                                 : encode_prompt(in->model->tokenizer, prompt);
   Generator generator = in->generator(flags);
   const Generation g = generator.run(ids, flags.n_predict, flags.ignore_end, print_piece);
   print_out(flags.print_ids ? fmt::format("\n{}\n", fmt::join(g.ids, " ")) : "\n");

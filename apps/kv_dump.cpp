@@ -207,7 +207,7 @@ int main(int argc, char** argv) {
                      kExamples, /*has_dry_run=*/true};
   return run_app(argc, argv, info, [](CLI::App& app, AppContext& context) -> AppBody {
     auto f = std::make_shared<Flags>();
-    app.add_option("model", f->model, "GGUF file")->required();
+    app.add_option("model", f->model, kModelHelp)->required();
     app.add_option("--text", f->text, "UTF-8 text to run")->required()->group("Data");
     app.add_option("--tokens", f->tokens, "Tokens to store, from the start")->group("Data");
     app.add_option("--context", f->context, "Window length in tokens; each starts an empty cache")

@@ -349,7 +349,7 @@ TEST_CASE("the loader names the key or tensor that does not fit") {
   message(replaced(good, sized("smollm"), sized("smolly")), "\"smolly\" is not known");
   message(replaced(good, "llama.block_count", "llama.block_xxxxx"), "block_count");
   message(with_u32("llama.block_count", 2, 3), "tensor blk.2.attn_norm.weight is missing");
-  message(with_u32("llama.block_count", 2, 1), "blk.1.attn_norm.weight has no place");
+  message(with_u32("llama.block_count", 2, 1), "blk.1.attn_k.weight has no place");
   message(with_u32("llama.block_count", 2, 0xFFFFFFFF), "expected 1 to");
   message(with_u32("llama.embedding_length", 128, 96), "[128, 280], expected [96, 280]");
   message(with_u32("llama.feed_forward_length", 192, 191), "expected [128, 191]");

@@ -116,6 +116,7 @@ void run_context(Grid& grid, const ContextPlan& plan, GridRows& rows) {
       if (cell.records.empty()) continue;
       warn_beyond_training(cell.model->config, length);
       Progress progress(fmt::format("context {}, {}", length, cell.positions), plan.windows);
+      grid.train(cell);
       CellRun run(grid, plan, std::move(cell));
       for (const int64_t end : ends) {
         run.run(end);

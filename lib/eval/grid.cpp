@@ -128,20 +128,19 @@ RunRecord Grid::describe(const MethodSpec& spec, const Model& model, const std::
 }
 
 GridCell Grid::open(const PositionSpec& positions, int64_t reach, int length, GridRows& rows,
-                    const std::function<void(RunRecord&)>& describe_run) {
+                    const std::function<void(RunRecord&)>& describe_run) const {
   GridCell cell;
   cell.positions = positions.to_string();
   cell.length = length;
   const std::string reason = unreachable(plan_, positions, reach);
   cell.model = reason.empty() ? with_positions(plan_.model, positions, reach) : plan_.model;
-  std::vector<MethodSpec> specs;
   for (const MethodSpec& spec : plan_.methods) {
     RunRecord record = describe(spec, *cell.model, cell.positions, length);
     describe_run(record);
     if (reason.empty() && rows.resume(record)) continue;
     if (reason.empty()) {
       cell.records.push_back(std::move(record));
-      specs.push_back(spec);
+      cell.specs.push_back(spec);
       continue;
     }
     record.status = "skipped";
@@ -152,24 +151,21 @@ GridCell Grid::open(const PositionSpec& positions, int64_t reach, int length, Gr
   RunRecord exact = describe(MethodSpec{}, *cell.model, cell.positions, length);
   describe_run(exact);
   if (const Json* row = rows.find(exact)) cell.exact_row = *row;
-  if (!specs.empty()) cell.methods = train(cell, specs);
   return cell;
 }
 
-std::vector<Method> Grid::train(const GridCell& cell, const std::vector<MethodSpec>& specs) {
+void Grid::train(GridCell& cell) {
   // Calibration data are large: they go with the factory, the codecs stay.
   MethodFactory factory(cell.model, plan_.calibration, plan_.codebooks);
-  std::vector<Method> methods;
-  for (const MethodSpec& spec : specs) {
+  for (const MethodSpec& spec : cell.specs) {
     const ModelConfig& c = cell.model->config;
     // `dynamic` rotates otherwise at every length, the others do not.
     const std::string id = c.positions + "|" + c.rope.to_string() + "|" + spec.to_string();
     auto found = trained_.find(id);
     if (found == trained_.end())
       found = trained_.emplace(id, factory.make(spec, cell.length)).first;
-    methods.push_back(found->second);
+    cell.methods.push_back(found->second);
   }
-  return methods;
 }
 
 int GridCell::exact() {

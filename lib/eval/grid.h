@@ -57,7 +57,8 @@ struct GridCell {
   std::string positions;
   int length = 0;
   std::vector<RunRecord> records;  ///< of the methods to run, described
-  std::vector<Method> methods;     ///< the same methods, trained
+  std::vector<MethodSpec> specs;   ///< the same methods
+  std::vector<Method> methods;     ///< the same, once Grid::train() made them
   Json exact_row;                  ///< of fp16 in this cell when it is finished, else null
 
   /// Index of fp16 among the methods; when it is not there it is added behind them, without a
@@ -77,13 +78,14 @@ class Grid {
   /// not reach the length), or leaves the method in the cell. `describe` adds the fields of its
   /// kind of run to config and inputs. `reach`: tokens that the sequence comes to.
   GridCell open(const PositionSpec& positions, int64_t reach, int length, GridRows& rows,
-                const std::function<void(RunRecord&)>& describe);
+                const std::function<void(RunRecord&)>& describe) const;
+  /// Makes the methods of a cell: what can be wrong otherwise is best looked at before.
+  void train(GridCell& cell);
   EngineOptions engine_options(int64_t capacity) const;
 
  private:
   RunRecord describe(const MethodSpec& spec, const Model& model, const std::string& positions,
                      int length) const;
-  std::vector<Method> train(const GridCell& cell, const std::vector<MethodSpec>& specs);
 
   GridPlan plan_;
   std::map<std::string, Method> trained_;  ///< by positions, rotation and method

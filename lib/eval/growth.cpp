@@ -120,8 +120,7 @@ class CellRun {
     record.metric("kl_first", a.mean, a.se, a.n);
     record.metric("kl_last", b.mean, b.se, b.n);
     // fp16 beside itself differs by rounding; a ratio of that is no growth.
-    constexpr double kRounding = 1e-6;
-    if (a.mean > kRounding) record.metric("kl_growth", b.mean / a.mean);
+    if (&scores != &scores_[exact_] && a.mean > 0.0) record.metric("kl_growth", b.mean / a.mean);
   }
 
   const Grid& grid_;
@@ -178,6 +177,7 @@ void run_growth(Grid& grid, const GrowthPlan& plan, GridRows& rows) {
       if (cell.records.empty()) continue;
       warn_beyond_training(cell.model->config, length + plan.generate);
       Progress progress(fmt::format("growth from {}, {}", length, cell.positions), plan.windows);
+      grid.train(cell);
       CellRun run(grid, plan, std::move(cell));
       const auto stride = static_cast<int64_t>(plan.text->tokens.size()) / plan.windows;
       for (int w = 0; w < plan.windows; ++w) {

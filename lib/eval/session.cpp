@@ -155,7 +155,7 @@ RunRecord EvalSession::describe(const MethodSpec& spec) const {
                    {"stride", e.windows.context},
                    {"windows", e.windows.count},
                    {"compute", arithmetic_name(e.decoder, e.backend)},
-                   {"bos", false},
+                   {"bos", model_->tokenizer.add_bos()},
                    {"paper_protocol", plan_.paper_protocol},
                    {"distortion", plan_.distortion},
                    {"limited", plan_.limited}};

@@ -65,15 +65,21 @@ Json settings_hash(const std::filesystem::path& folder) {
 
 class CellRun {
  public:
-  CellRun(Grid& grid, const TaskRunPlan& plan, const TaskInfo& task, GridCell cell)
-      : grid_(grid), plan_(plan), task_(task), cell_(std::move(cell)) {
-    n_rows_ = cell_.records.size();
+  CellRun(Grid& grid, const TaskRunPlan& plan, const TaskInfo& task, GridCell cell,
+          std::vector<TaskSample> samples)
+      : grid_(grid),
+        plan_(plan),
+        task_(task),
+        cell_(std::move(cell)),
+        n_rows_(cell_.records.size()),
+        format_(task_chat(*cell_.model, plan.chat)),
+        samples_(std::move(samples)) {
+    read_prompts();
+    grid_.train(cell_);
     // The exact reader is there anyway, and its score tells what the others' are worth.
     const bool asks = grid_.plan().prefill == Prefill::kExact && cell_.exact_row.is_null();
     if (asks) cell_.exact();
     lanes_.resize(cell_.methods.size());
-    format_ = task_chat(*cell_.model, plan.chat);
-    samples_ = task_samples(plan, task, *cell_.model, cell_.length);
   }
 
   void run();
@@ -126,7 +132,6 @@ void CellRun::read_prompts() {
 }
 
 void CellRun::run() {
-  read_prompts();
   const auto groups = group_prompts(prompts_, grid_.plan().engine.backend == Backend::kCpu);
   Progress progress(fmt::format("{} at {}, {}", task_.name, cell_.length, cell_.positions),
                     static_cast<int64_t>(samples_.size()));
@@ -192,7 +197,7 @@ void CellRun::add_scores(RunRecord& record, const Lane& lane) const {
     const Interval w = wilson_interval(hits, n);
     record.metric("wilson_low", w.low, std::nan(""), n);
     record.metric("wilson_high", w.high, std::nan(""), n);
-  } else {
+  } else if (n >= 2) {  // one sample says nothing about the spread
     const Interval b = bootstrap_interval(lane.scores, grid_.plan().seed);
     record.metric("bootstrap_low", b.low, std::nan(""), n);
     record.metric("bootstrap_high", b.high, std::nan(""), n);
@@ -303,6 +308,22 @@ void describe_task(const Grid& grid, const TaskRunPlan& plan, const TaskInfo& ta
   }
 }
 
+/// Whether a task of many cannot be had at this length or from this folder, which is no reason to
+/// leave out the others. Files that are there and broken are.
+bool impossible(const Error& error, const TaskInfo& task, const TaskRunPlan& plan) {
+  if (task.from_file) return data_file(task, plan.samples.data).empty();
+  return error.code() == ErrorCode::kUsage;
+}
+
+void skip(std::vector<RunRecord>& records, const std::string& reason, GridRows& rows) {
+  spdlog::warn("{}", reason);
+  for (RunRecord& record : records) {
+    record.status = "skipped";
+    record.reason = reason;
+    rows.add(record);
+  }
+}
+
 void require_plan(const TaskRunPlan& plan) {
   const TaskPlan& s = plan.samples;
   MILLION_REQUIRE(s.samples >= 1 && s.samples <= 10000, ErrorCode::kUsage,
@@ -394,6 +415,8 @@ std::vector<PromptGroup> group_prompts(std::span<const std::vector<int32_t>> pro
 
 void run_tasks(Grid& grid, const TaskRunPlan& plan, GridRows& rows) {
   require_plan(plan);
+  const bool single = plan.tasks.size() * grid.plan().lengths.size() == 1;
+  std::string reason;
   for (const PositionSpec& positions : grid.plan().positions)
     for (const TaskInfo& task : plan.tasks)
       for (const int length : grid.plan().lengths) {
@@ -402,16 +425,28 @@ void run_tasks(Grid& grid, const TaskRunPlan& plan, GridRows& rows) {
           describe_task(grid, plan, task, record);
         });
         if (cell.records.empty()) continue;
-        CellRun run(grid, plan, task, std::move(cell));
+        std::vector<TaskSample> samples;
+        try {
+          samples = task_samples(plan, task, *cell.model, length);
+        } catch (const Error& e) {
+          if (single || !impossible(e, task, plan)) throw;
+          reason = e.what();
+          skip(cell.records, reason, rows);
+          continue;
+        }
+        CellRun run(grid, plan, task, std::move(cell), std::move(samples));
         run.run();
         run.finish(rows);
       }
+  const auto done = [](const Json& row) { return row["status"] == "ok"; };
+  MILLION_REQUIRE(reason.empty() || std::any_of(rows.rows().begin(), rows.rows().end(), done),
+                  ErrorCode::kUsage, "{}", reason);
 }
 
 std::string task_markdown(const std::vector<Json>& rows) {
   std::vector<Json> shown = rows;
   for (Json& row : shown) {
-    const Json& m = row["metrics"];
+    const Json m = row["metrics"];  // a copy: what is added below moves the row's members
     for (const char* kind : {"wilson", "bootstrap"}) {
       const std::string low = fmt::format("{}_low", kind), high = fmt::format("{}_high", kind);
       if (m.contains(low) && m[low]["value"].is_number() && m[high]["value"].is_number())

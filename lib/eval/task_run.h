@@ -29,7 +29,8 @@ struct TaskRunPlan {
 /// Runs what is not finished. An fp16 score at which the comparison says little (the model cannot
 /// do the task, or every method is perfect) is warned about once and noted in the rows' reason.
 /// Error(kUsage) on samples or depths out of range, Error(kBadInput) on a sample without right
-/// answers; Error(kInterrupted) after finished cells are saved.
+/// answers; a task of several that cannot be made at a length, or whose file is not in the folder,
+/// gives skipped rows instead. Error(kInterrupted) after finished cells are saved.
 void run_tasks(Grid& grid, const TaskRunPlan& plan, GridRows& rows);
 
 /// Which chat format a run uses: none without `chat` or where the model has no template.

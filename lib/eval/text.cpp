@@ -12,7 +12,11 @@ TokenText load_text(const Tokenizer& tokenizer, const std::filesystem::path& pat
   constexpr uint64_t kMaxBytes = uint64_t{1} << 30;
   const std::string text = read_file(path, kMaxBytes);
   MILLION_REQUIRE(!text.empty(), ErrorCode::kBadInput, "text {} is empty", path.string());
-  return {path.filename().string(), sha256_of(text), tokenizer.encode(text)};
+  TokenText result{path.filename().string(), sha256_of(text), {}};
+  if (tokenizer.add_bos()) result.tokens.push_back(tokenizer.bos());
+  const std::vector<int32_t> ids = tokenizer.encode(text);
+  result.tokens.insert(result.tokens.end(), ids.begin(), ids.end());
+  return result;
 }
 
 Windows cut_windows(const TokenText& text, int context, int limit) {

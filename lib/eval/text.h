@@ -18,8 +18,8 @@ struct TokenText {
   std::vector<int32_t> tokens;
 };
 
-/// Reads and tokenizes a whole text file (special-token text stays text). Error(kBadInput) when the
-/// file is missing or empty.
+/// Reads and tokenizes a whole text file (special-token text stays text); the text begins with BOS
+/// where the model's tokenizer adds one. Error(kBadInput) when the file is missing or empty.
 TokenText load_text(const Tokenizer& tokenizer, const std::filesystem::path& path);
 
 /// Non-overlapping windows of `context` tokens; the last partial one is dropped.

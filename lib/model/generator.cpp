@@ -57,7 +57,8 @@ Generation Generator::run(std::span<const int32_t> prompt, int n_predict, bool i
     const int32_t token = sampler_.sample(logits_);
     result.ids.push_back(token);
     result.ended = model_->tokenizer.is_end(token) && !ignore_end;
-    if (result.ended || !on_text(model_->tokenizer.decode({&token, 1}))) break;
+    const TextStart start_of = i == 0 ? TextStart::kText : TextStart::kContinued;
+    if (result.ended || !on_text(model_->tokenizer.decode({&token, 1}, false, start_of))) break;
     if (i + 1 == n_predict) break;
     feed({&token, 1});
     result.step_ms.push_back(ms_since(start));

@@ -114,6 +114,10 @@ void require_tokens(std::span<const int32_t> tokens, int n_vocab) {
 }
 
 void warn_beyond_training(const ModelConfig& config, int64_t n_tokens) {
+  MILLION_REQUIRE(!config.self_extend.on() || n_tokens <= config.n_context, ErrorCode::kUsage,
+                  "{} tokens are beyond the {} that --positions {} reaches, (L - window) * group + "
+                  "window; use a larger group",
+                  n_tokens, config.n_context, config.positions);
   if (n_tokens > config.n_context)
     spdlog::warn(
         "{} tokens, the model was trained for {}: plain positions lose quality beyond; speed and "

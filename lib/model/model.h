@@ -83,6 +83,7 @@ class Model {
 void require_tokens(std::span<const int32_t> tokens, int n_vocab);
 
 /// Warns when a run takes more tokens than the model was trained for, and names the ways out.
+/// SelfExtend cannot go beyond its reach: Error(kUsage) with the formula.
 void warn_beyond_training(const ModelConfig& config, int64_t n_tokens);
 
 }  // namespace million

@@ -45,7 +45,9 @@ std::size_t alignment_of(BlockType type) {
   return shape.values == 1 ? shape.bytes : 1;
 }
 
-std::string shape_text(std::span<const uint64_t> shape) {
+/// In the order in which the format writes it.
+std::string shape_text(std::vector<uint64_t> shape, bool gguf) {
+  if (gguf) std::reverse(shape.begin(), shape.end());
   return fmt::format("[{}]", fmt::join(shape, ", "));
 }
 
@@ -109,7 +111,7 @@ TensorSource::Stored& TensorSource::take(const std::string& name,
                   stored_name(name));
   MILLION_REQUIRE(t->shape == shape, ErrorCode::kBadInput,
                   "{}: tensor {} has the shape {}, expected {}", name_, stored_name(name),
-                  shape_text(t->shape), shape_text(shape));
+                  shape_text(t->shape, gguf_), shape_text(shape, gguf_));
   MILLION_REQUIRE(t->type.has_value(), ErrorCode::kBadInput,
                   "{}: tensor {} is {}, supported in safetensors: F32, F16, BF16", name_,
                   stored_name(name), t->dtype);

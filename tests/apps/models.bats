@@ -11,7 +11,8 @@ setup() {
 }
 
 bench() {
-  "$bin/kv-decode" bench "$@" --fill synthetic --depths 300 --steps 2 --reps 1 --codec fp16 -q --json -
+  "$bin/kv-decode" bench "$@" --fill synthetic --depths 300 --steps 2 --reps 1 --codec fp16 -q \
+    --json -
 }
 
 @test "a stand-in of a published shape is timed and says that it is random" {

@@ -85,10 +85,11 @@ PYTHON
   grep -qE '^needle: .* hand-written-test-data itself .* 2K \(0.17\)\. .*Llama-3.1-8B-Instruct' treport.md
   grep -qE '^RULER: .*vt with plain .*RULER, arXiv' treport.md
   run ! grep -qE '^LongBench:' treport.md  # F1 has no such bound
-  grep -qE '^\| passkey \| 2048 \| plain \| fp16 .* not a result \(--limit\) \|' treport.md
+  grep -qE '^\| passkey \| 2048 \| plain \| fp16 .* not a result \(--limit\); beyond' treport.md
+  run ! grep -qE '^needle: .*plain positions' treport.md  # too few questions to say so
   [ "$(grep -c 'not a result (--limit)' treport.md)" = 1 ]
   grep -qF '[0.10, 0.30] bootstrap' treport.md
-  grep -qE '^\| SelfExtend ×2, window 64 \| pq:M=16.* \| 4096 \| 12.80 ± 0.43 \| 1.20 ± 0.12 \|' treport.md
+  grep -qE '^\| SelfExtend ×2, window 64 \| pq:M=16.* \| 4096 \| 11.8[45] ± 0.40 \| 3.00 ± 0.30 \|' treport.md
   grep -qE '^\| plain \| 128 \| 256 \| pq:M=16,.* \| 2.5 \|' treport.md
   run ! grep -q '^## Methods against bits' treport.md  # rows of tasks stand in their own tables
   grep -q 'reaches 4032 tokens' treport.md             # a length that positions cannot reach
@@ -98,7 +99,7 @@ PYTHON
 @test "report: rows of tasks are judged cell by cell" {
   task_report
   grep -qE '^\| pass \| pq:M=16,nbits=8,sinks=4 \| decode-path, growth \| – \| pass \| pass \|' treport.md
-  sed -i 's/"kl": {"value": 0.12,/"kl": {"value": 0.001,/' tres/t/context.jsonl
+  sed -i 's/"kl": {"value": 0.3,/"kl": {"value": 0.001,/' tres/t/context.jsonl
   task_report
   [ "$status" = 1 ]
   grep -qE '^\| FAIL \| pq:M=16,nbits=8,sinks=4 \| decode-path, context \|' treport.md

@@ -17,18 +17,19 @@ passkey() {
   for name in perplexity context growth needle ruler longbench passkey; do
     grep -q "$name: " <<<"$output"
   done
-  for line in $(grep -c '^    [a-z]' <<<"$output"); do [ "$line" -ge 10 ]; done
+  [ "$(grep -c '^    [a-z]' <<<"$output")" -ge 10 ]
   ! grep '^    [a-z]' <<<"$output" | grep -vqE '\[.+; .+\]$'
 }
 
 @test "a passkey row has score, interval, depths and bits; a finished one is not run again" {
   passkey --json rows.jsonl --samples-json samples.jsonl >table.md
   [ "$(field rows.jsonl '[r["method"] for r in rows][0]')" = fp16 ]
-  [ "$(field rows.jsonl 'rows[0]["bits"]["cache"]')" = 16.0 ]
-  [ "$(field rows.jsonl 'rows[1]["bits"]["cache"] < 6')" = True ]
+  [ "$(field rows.jsonl '16 <= rows[0]["bits"]["cache"] < 21')" = True ] # in runs of 64 tokens
+  [ "$(field rows.jsonl 'rows[1]["bits"]["cache"] * 1.5 < rows[0]["bits"]["cache"]')" = True ]
   [ "$(field rows.jsonl 'all(r["metrics"]["score"]["n"] == 2 for r in rows)')" = True ]
-  [ "$(field rows.jsonl '"wilson_low" in rows[1]["metrics"] and "fp16_score" in rows[1]["metrics"]')" = True ]
-  [ "$(field rows.jsonl 'rows[0]["series"]["depths"], rows[0]["series"]["depth_n"]')" = "([0.5], [2])" ]
+  [ "$(field rows.jsonl '{"wilson_low", "fp16_score"} <= set(rows[1]["metrics"])')" = True ]
+  series='rows[0]["series"]["depths"], rows[0]["series"]["depth_n"]'
+  [ "$(field rows.jsonl "$series")" = "([0.5], [2])" ]
   [ "$(field rows.jsonl 'rows[0]["metrics"]["prompt_tokens"]["value"] <= 256')" = True ]
   [ "$(field samples.jsonl 'len(rows), len(rows[0]["references"][0]) > 0')" = "(4, True)" ]
   grep -q '| passkey | 256 |' table.md
@@ -58,7 +59,8 @@ passkey() {
 
 @test "--limit marks the row, encoding in the background changes nothing" {
   passkey --json rows.jsonl --limit 1
-  [ "$(field rows.jsonl 'rows[0]["config"]["limited"], rows[0]["config"]["samples"]')" = "(True, 1)" ]
+  marks='rows[0]["config"]["limited"], rows[0]["config"]["samples"]'
+  [ "$(field rows.jsonl "$marks")" = "(True, 1)" ]
   passkey --json sync.jsonl --sync-encode --samples-json a.jsonl
   passkey --json async.jsonl --samples-json b.jsonl
   cmp a.jsonl b.jsonl
@@ -69,7 +71,8 @@ passkey() {
     --score-last 64 --codec fp16 --codec uniform:bits=4 --json rows.jsonl >table.md
   [ "$(field rows.jsonl '[r["config"]["length"] for r in rows]')" = "[128, 128, 256, 256]" ]
   [ "$(field rows.jsonl 'len({str(r["config"]["ends"]) for r in rows})')" = 1 ]
-  [ "$(field rows.jsonl 'rows[0]["metrics"]["kl"]["value"] < 1e-6 < rows[1]["metrics"]["kl"]["value"]')" = True ]
+  kl='[r["metrics"]["kl"]["value"] < 1e-6 for r in rows]'
+  [ "$(field rows.jsonl "$kl")" = "[True, False, True, False]" ]
   grep -q '| fp16 | plain | 256 |' table.md
 }
 

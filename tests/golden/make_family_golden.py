@@ -15,7 +15,7 @@ RoPE scalings, not from the C++ code. With --check, mlx-lm computes them once mo
 wrote.
 
 Run: python3 tests/golden/make_family_golden.py [--check]
-Needs numpy, gguf and safetensors from PyPI; --check also mlx[cpu] and mlx-lm.
+Needs numpy, gguf, safetensors and ml_dtypes from PyPI; --check also mlx[cpu] and mlx-lm.
 """
 import base64
 import json

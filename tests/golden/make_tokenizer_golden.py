@@ -26,6 +26,7 @@ import gguf
 import jinja2
 import sentencepiece
 import tokenizers
+from tokenizer_chats import TEMPLATES
 from tokenizer_texts import CORPUS, TALKS, TEXTS
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
@@ -394,71 +395,6 @@ def composed_texts():
     )
     texts = ["".join(rng.choice(pool) for _ in range(rng.randint(1, 12))) for _ in range(150)]
     return [[t, unicodedata.normalize("NFC", t)] for t in texts]
-
-
-def inst_template(user, answer, first, system):
-    """A template in the form of the published ones for [INST] turns."""
-    return (
-        "{% if messages[0]['role'] == 'system' %}{% set system_message = messages[0]['content'] %}"
-        "{% set turns = messages[1:] %}{% else %}{% set turns = messages %}{% endif %}"
-        + first
-        + "{% for message in turns %}{% if "
-        + system
-        + " and system_message is defined %}"
-        "{% set content = WITH %}{% else %}{% set content = message['content'] %}{% endif %}"
-        "{% if message['role'] == 'user' %}{{ " + user + " }}{% else %}{{ " + answer + " }}"
-        "{% endif %}{% endfor %}"
-    )
-
-
-PLAIN_SYSTEM = "system_message + '\\n\\n' + message['content']"
-TEMPLATES = {
-    "llama2": inst_template(
-        "bos_token + '[INST] ' + content.strip() + ' [/INST]'",
-        "' '  + content.strip() + ' ' + eos_token",
-        "",
-        "loop.first",
-    ).replace("WITH", r"'<<SYS>>\n' + system_message + '\n<</SYS>>\n\n' + message['content']"),
-    "mistral1": inst_template(
-        "'[INST] ' + content + ' [/INST]'",
-        "message['content'] + eos_token + ' '",
-        "{{ bos_token }}",
-        "loop.first",
-    ).replace("WITH", PLAIN_SYSTEM),
-    "mistral2": inst_template(
-        '" [INST] " + content + " [/INST]"',
-        '" " + content + eos_token',
-        "{{ bos_token }}",
-        "loop.first",
-    ).replace("WITH", PLAIN_SYSTEM),
-    "mistral3": inst_template(
-        "'[INST] ' + content + '[/INST]'",
-        "' ' + message['content'] + eos_token",
-        "{{ bos_token }}",
-        "loop.last and system_message is defined",
-    ).replace("WITH", PLAIN_SYSTEM),
-    "zephyr": "{% for message in messages %}\n{% if message['role'] == 'user' %}\n"
-    r"{{ '<|user|>\n' + message['content'] + eos_token }}"
-    "\n{% elif message['role'] == 'system' %}\n"
-    r"{{ '<|system|>\n' + message['content'] + eos_token }}"
-    "\n{% else %}\n"
-    r"{{ '<|assistant|>\n'  + message['content'] + eos_token }}"
-    "\n{% endif %}\n"
-    "{% if loop.last and add_generation_prompt %}\n{{ '<|assistant|>' }}\n{% endif %}\n"
-    "{% endfor %}",
-    "qwen2": "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
-    r"{{ '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}{% endif %}"
-    r"{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"
-    "{% endfor %}"
-    r"{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
-    "llama3": "{% for message in messages %}"
-    "{% set content = '<|start_header_id|>' + message['role'] + "
-    r"'<|end_header_id|>\n\n'+ message['content'] | trim + '<|eot_id|>' %}"
-    "{% if loop.index0 == 0 %}{% set content = bos_token + content %}{% endif %}{{ content }}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}"
-    r"{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}",
-}
 
 
 def chat_cases(whole):
