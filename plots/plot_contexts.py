@@ -31,6 +31,16 @@ def lines_of(rows):
     return out
 
 
+def error_of(row):
+    """Standard error of a point: of the text for fp16, of the difference to fp16 for the others,
+    where the spread of the text cancels."""
+    value, error = common.metric(row, "ppl")
+    increase, paired = common.metric(row, "ppl_increase_percent")
+    if row["method"] == "fp16" or paired is None:
+        return error
+    return value * paired / (100 + increase)
+
+
 def draw_lines(axes, lines):
     strokes = {}
     for (positions, method), rows in lines.items():
@@ -38,7 +48,7 @@ def draw_lines(axes, lines):
         exact = method == "fp16"
         if not exact and method not in strokes:
             strokes[method] = STROKES[len(strokes) % len(STROKES)]
-        values = [common.metric(r, "ppl") for r in rows]
+        values = [(common.metric(r, "ppl")[0], error_of(r)) for r in rows]
         name = tasks.positions_label(positions)
         axes.errorbar([r["config"]["length"] for r in rows], [v for v, _ in values],
                       yerr=[e or 0 for _, e in values], color=colour, marker=marker, capsize=2,
@@ -99,8 +109,9 @@ def draw(rows, out, sources):
                 "cache each do "
                 "to the loss. Filled: fp16; hollow: coded caches. Prefill: "
                 f"{tasks.prefill_text(rows[0])}; the scored tokens go through each method's own "
-                "cache. Bars: one standard error over blocks "
-                "of text, which is common to all points.", sources)
+                "cache. Bars: one standard error; of fp16 over blocks of text, which is common to "
+                "all points, of coded caches that of the difference to fp16 with the same "
+                "positions and length.", sources)
 
 
 def main():

@@ -88,7 +88,7 @@ def caption(task, rows, any_exact):
             "panel for each cache method and positions; a cell has right answers over questions. "
             f"{hatched}Samples of a cell: {count}. Haystack: {tasks.haystack_of(rows[0])}. "
             f"Prefill: {tasks.prefill_text(rows[0])}; answers go through each method's cache. "
-            "Chat template: "
+            f"Prompts computed in {config.get('compute', '?')}. Chat template: "
             f"{'yes' if config.get('chat') else 'no'}.")
 
 

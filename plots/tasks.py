@@ -113,7 +113,8 @@ def haystack_of(record):
     inputs = record.get("inputs", {})
     if inputs.get("data"):
         return inputs["data"]
-    return inputs.get("haystack") or "repeated filler"
+    # passkey takes the filler whatever --haystack names
+    return task_of(record) != "passkey" and inputs.get("haystack") or "repeated filler"
 
 
 def prefill_text(record):
@@ -127,7 +128,8 @@ def protocol_of(record):
     """What must be equal for two rows to stand in one figure or one block of a table."""
     config, inputs = record["config"], record.get("inputs", {})
     return (task_of(record), inputs.get("model_sha256"), config.get("prefill"),
-            inputs.get("haystack_sha256"), inputs.get("data_sha256"), inputs.get("text_sha256"),
+            config.get("compute"), inputs.get("haystack_sha256"), inputs.get("data_sha256"),
+            inputs.get("text_sha256"),
             bool(config.get("chat")), str(config.get("ends")), config.get("generate"),
             config.get("greedy"), is_limited(record))
 

@@ -259,10 +259,10 @@ TEST_CASE("rows of a task: scores, intervals, depths, bits", "[task]") {
       CHECK(row["inputs"].contains(key));
     CHECK(row["command"] == "test --task local");
   }
-  // Exact rows are allocated in runs of 64 tokens.
+  // Exact rows are allocated in steps of 128 tokens.
   const double tokens = value(exact, "prompt_tokens");
   CHECK(exact["bits"]["cache"].get<double>() ==
-        Approx(16.0 * 64 * std::ceil(tokens / 64) / tokens));
+        Approx(16.0 * 128 * std::ceil(tokens / 128) / tokens));
   CHECK(coded["bits"]["cache"].get<double>() < exact["bits"]["cache"].get<double>());
   CHECK(coded["bits"]["nominal"] == 1.0);
   CHECK(value(coded, "fp16_score") == 0.5);

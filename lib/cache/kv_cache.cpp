@@ -402,6 +402,7 @@ void KvCache::attend(int layer_index, const float* q, const float* k, const floa
 }
 
 CacheBytes KvCache::bytes() const {
+  impl_->encoder.wait(impl_->last_ticket);  // what is counted must not depend on the worker's pace
   CacheBytes sum;
   for (const Impl::Layer& layer : impl_->layers)
     for (const KindCache* kind : {&layer.k, &layer.v}) {

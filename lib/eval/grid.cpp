@@ -113,7 +113,9 @@ RunRecord Grid::describe(const MethodSpec& spec, const Model& model, const std::
   else
     record.config["backend"] = backend_name(e.backend);
   if (e.skip_share > 0.0f) record.config["skip_share"] = e.skip_share;
-  record.inputs = {{"model", model.config.name}, {"model_sha256", model.sha256}};
+  record.inputs = {{"model", model.config.name},
+                   {"model_sha256", model.sha256},
+                   {"trained_context", plan_.model->config.n_context}};
   const KvGeometry geometry = model.config.geometry();
   const auto key = make_codec(spec.key_codec, KvKind::kKey, geometry);
   const auto value = make_codec(spec.value_codec, KvKind::kValue, geometry);
