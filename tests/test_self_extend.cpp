@@ -87,8 +87,8 @@ TEST_CASE("the fp16 cache with SelfExtend is its definition, in chunks and one b
     const Rows rows = extended(11, s);
     const AlignedVector<float> expected = self_extend_attention(rows, s);
     const Method method = make_method("fp16", rows);
-    for (const auto& pieces : {std::vector<int>{kCacheTokens}, std::vector<int>{300, 1, 399},
-                               ones(kCacheTokens)})
+    for (const auto& pieces :
+         {std::vector<int>{kCacheTokens}, std::vector<int>{300, 1, 399}, ones(kCacheTokens)})
       for (const Protocol protocol : {Protocol::kDecodePath, Protocol::kAllDistorted}) {
         if (protocol == Protocol::kAllDistorted && pieces.size() > 1) continue;
         KvCache cache(rows.g, method, protocol);
@@ -100,7 +100,8 @@ TEST_CASE("the fp16 cache with SelfExtend is its definition, in chunks and one b
   }
 }
 
-TEST_CASE("sequences within the neighbour window and groups of one are plain attention, bit by bit") {
+TEST_CASE(
+    "sequences within the neighbour window and groups of one are plain attention, bit by bit") {
   const Rows plain_rows(12);
   const Method fp16 = make_method("fp16", plain_rows);
   for (const auto& pieces :

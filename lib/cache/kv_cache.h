@@ -50,7 +50,8 @@ class KvCache {
   /// its weight is surely below `share`; 0 = only those whose weights are all below 4^-12 of the
   /// largest. Fused kernels only. See stats().
   void set_skip_share(float share);
-  /// Chunks are attended to with bf16 products where the CPU has them (kernels/ops.h); off at first.
+  /// Chunks are attended to with bf16 products where the CPU has them (kernels/ops.h); off at
+  /// first.
   void set_bf16_products(bool on);
   /// How single queries attend to what is coded now: "exact" (nothing is), "fused", or "decoded":
   /// no kernel reads these codes, rows are decoded first.

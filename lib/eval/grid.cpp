@@ -116,16 +116,7 @@ RunRecord Grid::describe(const MethodSpec& spec, const Model& model, const std::
   record.inputs = {{"model", model.config.name},
                    {"model_sha256", model.sha256},
                    {"trained_context", plan_.model->config.n_context}};
-  const KvGeometry geometry = model.config.geometry();
-  const auto key = make_codec(spec.key_codec, KvKind::kKey, geometry);
-  const auto value = make_codec(spec.value_codec, KvKind::kValue, geometry);
-  key->expect_window(spec.window);
-  value->expect_window(spec.window);
-  Json calibration = nullptr;
-  if (plan_.calibration.text && (key->needs_training() || value->needs_training()))
-    calibration = to_json(describe_calibration(model, plan_.calibration,
-                                               key->wants_gradients() || value->wants_gradients()));
-  record.inputs["calibration"] = calibration;
+  record.inputs["calibration"] = calibration_json(model, plan_.calibration, spec);
   return record;
 }
 

@@ -145,4 +145,15 @@ Json to_json(const CalibrationInfo& info) {
   return json;
 }
 
+Json calibration_json(const Model& model, const CalibrationPlan& plan, const MethodSpec& spec) {
+  const KvGeometry geometry = model.config.geometry();
+  const auto key = make_codec(spec.key_codec, KvKind::kKey, geometry);
+  const auto value = make_codec(spec.value_codec, KvKind::kValue, geometry);
+  key->expect_window(spec.window);
+  value->expect_window(spec.window);
+  if (!plan.text || !(key->needs_training() || value->needs_training())) return nullptr;
+  return to_json(
+      describe_calibration(model, plan, key->wants_gradients() || value->wants_gradients()));
+}
+
 }  // namespace million

@@ -28,12 +28,12 @@ class MethodFactory {
   /// Trained codecs of a method. Warns once when a post-RoPE key codec will be used beyond the
   /// calibrated length. Error(kUsage) when training is needed and no calibration text was given.
   Method make(const MethodSpec& spec, int use_context);
-  /// What trained codecs of these kinds are calibrated with; the plan has a text.
-  CalibrationInfo calibration_of(const Codec& key, const Codec& value) const;
   /// Seconds spent in training by the last make(); 0 when everything came from files.
   double trained_seconds() const { return trained_seconds_; }
 
  private:
+  /// What trained codecs of these kinds are calibrated with; the plan has a text.
+  CalibrationInfo calibration_of(const Codec& key, const Codec& value) const;
   std::shared_ptr<const Codec> codec(const MethodSpec& method, KvKind kind);
   const CalibrationSet& calibration(bool gradients);
   std::filesystem::path file_of(const Codec& codec, KvKind kind, int sinks) const;
@@ -48,5 +48,7 @@ class MethodFactory {
 
 /// Calibration of a method as it stands in records.
 Json to_json(const CalibrationInfo& info);
+/// The same before anything is trained; null for a method that learns nothing.
+Json calibration_json(const Model& model, const CalibrationPlan& plan, const MethodSpec& spec);
 
 }  // namespace million

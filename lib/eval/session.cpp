@@ -170,15 +170,7 @@ RunRecord EvalSession::describe(const MethodSpec& spec) const {
                    {"model_sha256", model_->sha256},
                    {"text", e.windows.text->name},
                    {"text_sha256", e.windows.text->sha256}};
-  const KvGeometry geometry = model_->config.geometry();
-  const auto key = make_codec(spec.key_codec, KvKind::kKey, geometry);
-  const auto value = make_codec(spec.value_codec, KvKind::kValue, geometry);
-  key->expect_window(spec.window);
-  value->expect_window(spec.window);
-  Json calibration = nullptr;
-  if (plan_.calibration.text && (key->needs_training() || value->needs_training()))
-    calibration = to_json(factory_.calibration_of(*key, *value));
-  record.inputs["calibration"] = calibration;
+  record.inputs["calibration"] = calibration_json(*model_, plan_.calibration, spec);
   return record;
 }
 
