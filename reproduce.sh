@@ -10,7 +10,8 @@
 #   --gpu      the paper's accuracy, time and speed-up tables on a GPU, for the models whose weights
 #              are here (experiments/07_gpu_paper), and nothing else; exit 4 where there is no GPU
 # Environment: MODEL, EVAL_TEXT, CALIB_TEXT take another GGUF file or other texts. With --gpu:
-#   MILLION_MODELS names the folders with weights, EMULATED=1 runs the device's kernels on the host
+#   MILLION_MODELS names the folders below which models lie: GGUF files, or folders with
+#   config.json, tokenizer.json and *.safetensors. EMULATED=1 runs the device's kernels on the host
 #   (default model, tiny sizes, no times), BIN takes programs that are built already.
 #
 # A stage whose inputs and outputs are unchanged is only checked, so a second run takes seconds.
@@ -29,7 +30,7 @@ for argument in "$@"; do
     --force) force=1 ;;
     --list) list=1 ;;
     --gpu) gpu=1 ;;
-    -h | --help) sed -n '3,18s/^# \{0,1\}//p' "$0"; exit 0 ;;
+    -h | --help) sed -n '3,19s/^# \{0,1\}//p' "$0"; exit 0 ;;
     *) echo "reproduce.sh: unknown argument '$argument'; see ./reproduce.sh --help" >&2; exit 2 ;;
   esac
 done

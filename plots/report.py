@@ -23,13 +23,14 @@ from common import number_text
 from report_tasks import add_task_tables
 
 SKIPPED = [
-    ("GPU", "every number on this page is from the CPU; ./reproduce.sh --gpu is for a machine that has one"),
+    ("GPU",
+     "every number on this page is from the CPU; ./reproduce.sh --gpu is for a machine with one"),
     ("Llama-2-7B, Llama-3.1-8B and the paper's other models",
      "their weights are behind a licence that every user accepts alone, and they do not fit this "
      "machine's budget; give a GGUF file with MODEL=... to run them"),
     ("WikiText-2, PTB, LongBench",
-     "not fetched by default; data/README.md names sources and flags, and kv-eval --task longbench "
-     "--data FOLDER runs whatever part of LongBench is there"),
+     "never fetched; data/README.md names sources and flags, and kv-eval --task longbench --data "
+     "FOLDER runs whatever part of LongBench is there"),
 ]
 
 
@@ -184,9 +185,9 @@ def add_prediction(doc, experiments):
         rows, _ = roofline.predict(json.load(stream))
     tokens, batches = PREDICTED_AT
     doc.heading("On a GPU (predicted)")
-    doc.text(f"Predicted, not measured: Llama-3.1-8B at {tokens // 1024}K tokens, from work counted "
-             "in compiled kernels over what devices can do. fp16 and KIVI are taken at the time of "
-             "their bytes alone. Assumptions: " + " ".join(roofline.ASSUMPTIONS.split()))
+    doc.text(f"Predicted, not measured: Llama-3.1-8B at {tokens // 1024}K tokens, from work "
+             "counted in compiled kernels over what devices can do. fp16 and KIVI are taken at the "
+             "time of their bytes alone. Assumptions: " + " ".join(roofline.ASSUMPTIONS.split()))
     table = [[r["device"], r["batch"], roofline.NAMES[r["kind"], r["bits"]],
               number_text(r["attention_us"]), number_text(r["attention_gain"], digits=3),
               number_text(r["step_ms"]), number_text(r["step_gain"], digits=3), r["limit"],

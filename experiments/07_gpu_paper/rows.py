@@ -36,6 +36,14 @@ def sha256_file(path):
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def sha256_model(path):
+    """As the programs write it in a row: of a folder, the sum over a list of sums and names."""
+    if not path.is_dir():
+        return sha256_file(path)
+    lines = "".join(f"{sha256_file(part)}  {part.name}\n" for part in models.parts(path))
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
 def read_rows(path):
     """Records of a file; a torn last line is left out."""
     rows = []
@@ -95,12 +103,12 @@ class Run:
 
     def model_sha256(self, model):
         """Cached by path, size and time: 13 GB take a while."""
-        stat = model.file.stat()
-        key = f"{model.file.resolve()} {stat.st_size} {stat.st_mtime_ns}"
+        stats = [(part.resolve(), part.stat()) for part in models.parts(model.file)]
+        key = " ".join(f"{part} {stat.st_size} {stat.st_mtime_ns}" for part, stat in stats)
         if not self.sums and (self.out / "models.json").exists():
             self.sums = json.loads((self.out / "models.json").read_text())
         if key not in self.sums:
-            self.sums[key] = sha256_file(model.file)
+            self.sums[key] = sha256_model(model.file)
             part = self.out / "models.json.part"
             part.write_text(json.dumps(self.sums, indent=1) + "\n")
             part.replace(self.out / "models.json")
@@ -244,7 +252,7 @@ def parse():
     parser.add_argument("--configs", default="configs/models")
     parser.add_argument("--models", required=True, help="folders with weights, separated by ':'")
     parser.add_argument("--missing", action="store_true",
-                        help="name the paper's models that have no file here, run nothing")
+                        help="name the paper's models that have no weights here, run nothing")
     parser.add_argument("--bin")
     parser.add_argument("--out")
     parser.add_argument("--backend", choices=["cuda", "cuda-emulated"], default="cuda")

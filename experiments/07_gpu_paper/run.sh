@@ -4,7 +4,7 @@
 # tables. reproduce.sh --gpu builds the programs and calls it.
 #
 # Usage: experiments/07_gpu_paper/run.sh
-# Environment: MILLION_MODELS (folders with GGUF files, separated by ':'), PROFILE=quick|full,
+# Environment: MILLION_MODELS (folders with models, separated by ':'), PROFILE=quick|full,
 #   EMULATED=1 (kernels on the host, default model, tiny sizes), FORCE=1 (run every row again),
 #   WIKI_TEXT, WIKI_CALIB (WikiText-2), BIN, OUT, THREADS
 # Exit: 0 every row is there or listed as skipped, 4 nothing could be measured, 5 some rows failed

@@ -222,18 +222,24 @@ PYTHON
 }
 
 # Programs that write a row for each method, but have no memory for fp16 at a depth of 1014 and
-# fail on KIVI; three models: a file, a folder of another form, nothing.
+# fail on KIVI; three models: a file, a folder without weights, nothing. The sum of a folder is made
+# as lib/model/README.md says it.
 gpu_stage() {
   mkdir -p bin configs weights/tiny-b-hf
   echo gguf >weights/Tiny-A-F16.gguf
   cat >bin/kv-eval <<'PYTHON'
 #!/usr/bin/env python3
-import hashlib, json, sys
+import hashlib, json, os, subprocess, sys
 args = [a for a in sys.argv[1:] if a not in ("bench", "--no-distortion")]
 flags = list(zip(args[1::2], args[2::2]))
 print(*sys.argv[1:], file=open("calls", "a"))
 f = {k[2:]: v for k, v in flags}
-sha = lambda path: hashlib.sha256(open(path, "rb").read()).hexdigest()
+def sha(path):
+    if not os.path.isdir(path):
+        return hashlib.sha256(open(path, "rb").read()).hexdigest()
+    return subprocess.check_output(
+        "sha256sum config.json tokenizer.json *.safetensors | LC_ALL=C sort -k 2 | sha256sum",
+        shell=True, cwd=path, text=True).split()[0]
 for method in [v for k, v in flags if k == "--codec"]:
     if method == "fp16" and f.get("depths") == "1014":
         sys.exit(print("kv-decode: 64.0 GiB are needed", file=sys.stderr) or 4)
@@ -273,8 +279,8 @@ repeats = {quick = 1, full = 1}
 methods = ["fp16", "pq:M=64,nbits=8"]
 not_run = [{methods = ["kvquant:bits=4"], reason = "no kernel"}]
 TOML
-  printf '%s\n' 'base = "a"' 'name = "Tiny-B"' 'files = ["*tiny-b.gguf"]' \
-    'other_forms = ["tiny-b-hf"]' >configs/b.toml
+  printf '%s\n' 'base = "a"' 'name = "Tiny-B"' 'files = ["*tiny-b?f16.gguf", "*tiny-b-hf"]' \
+    'other_forms = ["*tiny-b?q[2-6]*.gguf"]' >configs/b.toml
   printf '%s\n' 'base = "a"' 'name = "Tiny-C"' 'files = ["*tiny-c.gguf"]' >configs/c.toml
 }
 gpu_rows() {
@@ -290,7 +296,7 @@ gpu_rows() {
   [ "$(grep -c . calls)" = 5 ]            # perplexity, two contexts, and the two of 1024 apart
   grep -q '"a".*time per token at 1K.*"fp16".*64.0 GiB are needed' out/skipped.jsonl
   grep -q 'kvquant:bits=4.*no kernel' out/skipped.jsonl
-  grep -q '"b".*tiny-b-hf, but only GGUF' out/skipped.jsonl
+  grep -q '"b".*tiny-b-hf, but it has no config.json, no model.safetensors' out/skipped.jsonl
   grep -q '"c".*no weights' out/skipped.jsonl
   : >calls
   gpu_rows
@@ -301,6 +307,59 @@ gpu_rows() {
   grep -q '"failed".*kivi:bits=2.*broken' out/skipped.jsonl
   sed -i 's/^steps/stepz/' configs/a.toml
   fails_with 3 "a.toml: unknown key 'stepz'" gpu_rows
+}
+
+# hf_folder FOLDER SHARD...: names and contents as the programs want them, nothing of a network.
+hf_folder() {
+  local folder=$1
+  shift
+  mkdir -p "$folder"
+  echo config >"$folder/config.json"
+  echo tokenizer >"$folder/tokenizer.json"
+  for shard in "$@"; do echo "$shard" >"$folder/$shard"; done
+  if [ $# -gt 1 ]; then
+    "$python" - "$@" >"$folder/model.safetensors.index.json" <<'PYTHON'
+import json, sys
+print(json.dumps({"weight_map": {f"{i}.{s}": s for s in sys.argv[1:] for i in (0, 1)}}))
+PYTHON
+  fi
+}
+
+@test "weights of a GPU run: 16-bit files, folders and the Hugging Face cache, none of few bits" {
+  gpu_stage
+  rm configs/c.toml weights/Tiny-A-F16.gguf
+  echo kquant >weights/Tiny-B.Q4_K_M.gguf
+  gpu_rows || [ $? = 4 ]
+  grep -q '"a".*no weights: nothing below weights is named like' out/skipped.jsonl
+  grep -q '"b".*Tiny-B.Q4_K_M.gguf, but its weights are quantized' out/skipped.jsonl
+  run ! test -e calls
+  hf_folder weights/tiny-b-hf shard-1.safetensors shard-2.safetensors
+  rm weights/tiny-b-hf/shard-2.safetensors weights/Tiny-B.Q4_K_M.gguf
+  gpu_rows || [ $? = 4 ]
+  grep -q '"b".*tiny-b-hf, but it has no shard-2.safetensors; read are' out/skipped.jsonl
+  run ! test -e calls
+  hf_folder weights/tiny-b-hf shard-1.safetensors shard-2.safetensors
+  gpu_rows
+  [ "$(grep -c 'weights/tiny-b-hf ' calls)" = 5 ]
+  : >calls
+  gpu_rows                                # its rows are found again by the sum of the folder
+  [ "$(grep -c . calls)" = 1 ]
+  echo other >weights/tiny-b-hf/shard-2.safetensors
+  : >calls
+  gpu_rows
+  [ "$(grep -c . calls)" = 5 ]
+  mkdir -p weights/.locks/models--org--Tiny-B-hf weights/models--org--Tiny-B-hf/refs
+  mv weights/tiny-b-hf hf
+  printf c0ffee >weights/models--org--Tiny-B-hf/refs/main
+  mkdir weights/models--org--Tiny-B-hf/snapshots
+  mv hf weights/models--org--Tiny-B-hf/snapshots/c0ffee
+  gpu_rows --force
+  grep -q 'weights/models--org--Tiny-B-hf/snapshots/c0ffee ' calls
+  echo half >weights/tiny-b.F16.gguf      # before a folder, as in the configuration
+  : >calls
+  gpu_rows --force
+  grep -q 'weights/tiny-b.F16.gguf ' calls
+  run ! grep -q c0ffee calls
 }
 
 # gpu_records BACKEND: bench and perplexity rows of a model by the name of one of the paper's.
