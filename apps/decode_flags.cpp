@@ -139,7 +139,11 @@ std::unique_ptr<DecodeInputs> load_decode_inputs(const DecodeFlags& f, const App
     inputs->device = shared_device(backend);  // a missing device shows before the load
   const float default_skip = backend == Backend::kCpu ? kDefaultSkip : 0.0f;
   const int use = f.command == "bench" ? f.depths.back() + f.steps : f.ctx;
-  inputs->model = with_positions(Model::load(f.model), PositionSpec::parse(f.positions), use);
+  const PositionSpec positions = PositionSpec::parse(f.positions);
+  MILLION_REQUIRE(
+      positions.kind != PositionSpec::Kind::kDynamic || use > 0, ErrorCode::kUsage,
+      "--positions dynamic scales for the tokens to come: give their number with --ctx");
+  inputs->model = with_positions(Model::load(f.model), positions, use);
   inputs->options = {{exact ? PrefillCompute::kF32 : parse_compute(f.compute),
                       parse_decode_compute(exact ? "exact" : f.decode_compute), f.chunk},
                      backend,

@@ -53,7 +53,8 @@ int generate(const DecodeFlags& flags, const AppContext& context) {
   const std::vector<int32_t> ids = flags.as_chat ? encode_turns(flags, *in->model, {&message, 1})
                                                  : encode_prompt(in->model->tokenizer, prompt);
   Generator generator = in->generator(flags);
-  const Generation g = generator.run(ids, flags.n_predict, flags.ignore_end, print_piece);
+  const TextStart start = flags.as_chat ? TextStart::kText : TextStart::kContinued;
+  const Generation g = generator.run(ids, flags.n_predict, flags.ignore_end, print_piece, start);
   print_out(flags.print_ids ? fmt::format("\n{}\n", fmt::join(g.ids, " ")) : "\n");
   report(g, generator.engine());
   check_interrupted();
@@ -70,7 +71,7 @@ int chat(const DecodeFlags& flags, const AppContext& context) {
     if (line.empty()) continue;
     turns.push_back({"user", line});
     const Generation g = generator.run(encode_turns(flags, *in->model, turns), flags.n_predict,
-                                       flags.ignore_end, print_piece);
+                                       flags.ignore_end, print_piece, TextStart::kText);
     print_out("\n");
     report(g, generator.engine());
     check_interrupted();

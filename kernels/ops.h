@@ -251,7 +251,8 @@ const Ops& ops();
 /// Table of one level; nullptr when this CPU (or build) lacks it.
 const Ops* ops_for(Isa isa);
 /// attend_tile with products of bf16 (queries, keys, weights and values rounded, sums in f32), 1 %
-/// of the output norm; head_dim % 16 == 0. nullptr without AVX512_BF16 or on another level.
+/// of the output norm; n_keys % 8 == 0, head_dim % 16 == 0, head_dim <= 256. nullptr without
+/// AVX512_BF16 or on another level.
 TileAttend attend_tile_bf16();
 /// Forces a level; false when the CPU lacks it. Not thread-safe: call at start.
 bool set_isa(Isa isa);

@@ -8,6 +8,7 @@
 #include "lib/model/arch_registry.h"
 #include "lib/model/decoder.h"
 #include "lib/model/engine.h"
+#include "lib/model/generator.h"
 #include "lib/model/gguf.h"
 #include "lib/model/gradients.h"
 #include "lib/model/hf_config.h"
@@ -228,6 +229,49 @@ TEST_CASE("settings of config.json, their defaults and the context they reach") 
   Json windowed = config_of("qwen2");
   windowed["use_sliding_window"] = true;
   CHECK(from_folder(windowed)->config.sliding_window == 32);
+}
+
+TEST_CASE("a scaled context is the same in both formats") {
+  const auto both = [](const Json& scaling) {
+    Json json = config_of("llama");
+    json["rope_scaling"] = scaling;
+    const int folder = from_folder(json)->config.n_context;
+    CHECK(from_gguf(json)->config.n_context == folder);
+    return folder;
+  };
+  const auto linear = [](double factor) { return Json{{"type", "linear"}, {"factor", factor}}; };
+  const auto yarn = [](double factor, int original) {
+    return Json{
+        {"type", "yarn"}, {"factor", factor}, {"original_max_position_embeddings", original}};
+  };
+  CHECK(both(Json::object()) == 512);
+  CHECK(both(linear(2.5)) == 1280);
+  CHECK(both(linear(1e-6)) == 1);
+  CHECK(both(linear(1e6)) == 512'000'000);
+  CHECK(both(yarn(4, 512)) == 2048);
+  CHECK(both(yarn(4, 64)) == 512);  // the file names the context behind scaling
+  CHECK(both(yarn(1e6, 1 << 20)) == 1 << 30);
+}
+
+TEST_CASE("the first space of a continued text is kept, that of an answer is the scheme's") {
+  auto model = std::make_shared<Model>(*from_folder(config_of("llama")));
+  TokenizerData words;
+  words.scheme = TokenizerData::Scheme::kRanks;
+  words.space_prefix = SpacePrefix::kEach;
+  for (int i = 0; i < model->config.n_vocab; ++i)
+    words.tokens.push_back(fmt::format("\xE2\x96\x81w{}", i));
+  model->tokenizer = Tokenizer(std::move(words));
+  const auto text = [&](TextStart start) {
+    Generator generator(model, {}, exact_method(model->config.geometry()), {});
+    std::string out;
+    const std::vector<int32_t> prompt{1, 2, 3};
+    const auto take = [&](std::string_view piece) { return out += piece, true; };
+    generator.run(prompt, 3, true, take, start);
+    return out;
+  };
+  const std::string continued = text(TextStart::kContinued);
+  CHECK(continued.starts_with(" w"));
+  CHECK(continued == " " + text(TextStart::kText));
 }
 
 TEST_CASE("settings that this decoder does not compute are named") {

@@ -326,6 +326,7 @@ TEST_CASE("broken lines are named by file, line and byte") {
   has(refused(line_of("[7]")), "answers[0] is a number");
   has(refused(line_of(R"(["a"])", R"(, "all_classes": 3)")), "not a list");
   has(refused(line_of(R"(["\ud800"])")), "no valid JSON");
+  has(refused(R"({"length": 1e999})"), "number overflow");
   // The whole line before this one and a newline twice come before: offset of the file.
   const std::string bytes = refused(line_of("[\"caf\xe9\"]"));
   has(bytes, "byte 48 of the line");

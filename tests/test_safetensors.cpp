@@ -162,6 +162,7 @@ TEST_CASE("nesting, stray values and fields of the header are refused") {
   CHECK_THAT(header_refusal("{\"a\":{\"dtype\":{\"dtype\":{"), Contains("an object at dtype"));
   CHECK_THAT(header_refusal(R"({"a":1})"), Contains("a number at a"));
   CHECK_THAT(header_refusal(R"({"a":null})"), Contains("null at a"));
+  CHECK_THAT(header_refusal("{" + entry("", "F32", "4", "0,16") + "}"), Contains("empty name"));
   CHECK_THAT(header_refusal(R"({"a":{"dtype":true}})"), Contains("a boolean at dtype"));
   CHECK_THAT(header_refusal(R"({"a":{"shape":"x"}})"), Contains("a string at shape"));
   CHECK_THAT(header_refusal(R"({"a":{"foo":1}})"), Contains("a has the unknown field foo"));
@@ -319,6 +320,8 @@ TEST_CASE("folders: what is missing or contradicts is named") {
       index("embed_tokens.weight\":\"model-00001", "embed_tokens.weight\":\"model-00002"),
       Contains("holds the tensor model.embed_tokens.weight") && Contains("places in model-"));
   CHECK_THAT(index(kSecond, "../model-00002.safetensors"), Contains("expected the name of a"));
+  const std::string longest = std::string(256 - 12, 'n') + ".safetensors";
+  CHECK_THAT(index(kSecond, longest), Contains("expected the name of a *.safetensors"));
   CHECK_THAT(index("weight_map", "weight_maps"), Contains("weight_map is missing"));
   CHECK_THAT(index("{", "{\"weight_map\":{},"), Contains("weight_map occurs twice"));
   CHECK_THAT(index("\"metadata\":{}", "\"metadata\":" + std::string(40, '[')),
@@ -328,6 +331,15 @@ TEST_CASE("folders: what is missing or contradicts is named") {
                std::filesystem::remove(f / "config.json");
              }),
              Contains("a.gguf"));
+}
+
+TEST_CASE("folders: what the file system refuses is one line") {
+  // A link to itself cannot even be asked for.
+  CHECK_THAT(folder_refusal([](const auto& f) {
+               std::filesystem::create_symlink("model.safetensors.index.json",
+                                               f / "model.safetensors.index.json");
+             }),
+             Contains(": model.safetensors.index.json: Too many levels of symbolic links"));
 }
 
 TEST_CASE("folders: tensors and settings that do not fit are named") {
@@ -347,7 +359,8 @@ TEST_CASE("folders: tensors and settings that do not fit are named") {
              Contains("vocab_size is 281, but the embedding has 280 rows"));
   CHECK_THAT(config("hidden_size", 97), Contains("has the shape [280, 96], expected [280, 97]"));
   CHECK_THAT(config("tie_word_embeddings", false), Contains("lm_head.weight is missing"));
-  CHECK_THAT(config("attention_bias", true), Contains("self_attn.q_proj.bias is missing"));
+  CHECK_THAT(config("attention_bias", true),
+             Contains("attention_bias is true, supported for llama: false"));
   CHECK_THAT(config("architectures", {"GPTNeoXForCausalLM"}),
              Contains("architecture GPTNeoXForCausalLM is not supported, known: LlamaForCausalLM"));
   CHECK_THAT(config("architectures", {"Qwen2ForCausalLM"}), Contains("q_proj.bias is missing"));

@@ -17,6 +17,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <fstream>
 #include <map>
 #include <sstream>
 
@@ -346,6 +347,14 @@ TEST_CASE("a task that cannot be made leaves the others alone", "[task]") {
   GridRows none(nullptr, false);
   CHECK_THROWS_WITH(run_tasks(grid, plan, none), "task other: too short");
   CHECK(none.rows().size() == 2);
+  // A set whose data are there and whose metric cannot be computed does not end the suite.
+  std::ofstream(folder / "multifieldqa_zh.jsonl") << "{}\n";
+  plan.tasks = {find_task("longbench:multifieldqa_zh"), local_task()};
+  GridRows suite(nullptr, false);
+  run_tasks(grid, plan, suite);
+  REQUIRE(suite.rows().size() == 2);
+  CHECK((suite.rows()[0]["status"] == "skipped" && suite.rows()[1]["status"] == "ok"));
+  CHECK_THAT(estimate_tasks(grid, plan, {}), Contains("multifieldqa_zh at 128: skipped"));
 }
 
 TEST_CASE("scaled positions are another row, and another score of the tiny model", "[task]") {
@@ -452,6 +461,13 @@ TEST_CASE("growth: distance from fp16 along its own text", "[growth]") {
   CHECK(value(single[1], "kl") == Approx(value(rows[1], "kl")).epsilon(0.2));
   plan.generate = 10;
   CHECK_THROWS_WITH(run(32), Contains("--generate: got 10"));
+  // The prompt is within reach, what is written behind it is not.
+  plan.generate = 1024;
+  GridPlan beyond = grid_plan({"fp16"}, {64});
+  beyond.positions = {PositionSpec::parse("selfextend:group=2,window=128")};
+  Grid far(beyond);
+  GridRows none(nullptr, false);
+  CHECK_THROWS_WITH(run_growth(far, plan, none), Contains("(L - window) * group + window"));
 }
 
 TEST_CASE("the cost of a run is estimated from a measurement", "[task]") {

@@ -268,6 +268,19 @@ TEST_CASE("Llama-3 and plain chats, and what is refused") {
         "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nhi<|eot_id|>"
         "<|start_header_id|>assistant<|end_header_id|>\n\n");
   CHECK(t.decode(encode_chat(t, ChatFormat{}, messages), true) == "  hi\n\n");
+  // The dates of Llama 3.1 (tokenizers.json has the whole template) belong to the default.
+  const std::string marks = "<|start_header_id|><|eot_id|>Cutting Knowledge Date: May 2020\\n";
+  const ChatFormat dated = detect_chat_format(marks + "Today Date: 1 Jan 2021\\n\\n");
+  CHECK(dated.system_head == "Cutting Knowledge Date: May 2020\nToday Date: 1 Jan 2021\n\n");
+  CHECK(encode_chat(t, dated, messages) != encode_chat(t, llama3, messages));
+  CHECK(encode_chat(t, dated, messages, {.default_system = false}) ==
+        encode_chat(t, llama3, messages));
+  const std::vector<ChatMessage> only_system{{"system", " x "}};
+  CHECK(t.decode(encode_chat(t, dated, only_system, {.answer_follows = false}), true) ==
+        "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\n" + dated.system_head +
+            "x<|eot_id|>");
+  CHECK_THROWS_WITH(detect_chat_format(marks + "Today Date: \" + strftime_now(\"%d\")"),
+                    Contains("no literal date_string"));
 
   CHECK_THROWS_WITH(detect_chat_format(""), Contains("--no-chat-template"));
   CHECK_THROWS_WITH(detect_chat_format("[INST] {{x}} [/INST]"), Contains("--no-chat-template"));

@@ -186,7 +186,8 @@ TEST_CASE("expressions are translated or refused") {
       {"(?i)a", "a kind of group"}, {"(?<n>a)", "a kind of group"},
       {"a{2}+", "a sign behind"},   {"\\p{a b}", "\\p{name}"},
       {"\\pL", "\\p without"},      {"\\u12", "a broken code point"},
-      {"a\\", "a backslash"},       {"[\\W]", "\\W in a set"}};
+      {"a\\", "a backslash"},       {"[\\W]", "\\W in a set"},
+      {"(*UCP)a", "a verb"},        {"a(*COMMIT)b", "a verb at byte 1"}};
   for (const auto& [pattern, text] : cases)
     CHECK_THROWS_WITH(translate_pattern(pattern), Contains(text));
   // An expression that would take exponential time ends with a message.

@@ -2,8 +2,8 @@
 // Prefill attention on one tile of keys, in the manner of flash attention [FA2] but with rows in
 // the lanes: queries and sums lie transposed, keys and values enter as broadcast numbers of their
 // rows, so that maxima and sums of the softmax need no reduction and a row never meets another one.
-// A panel of kPanelRows rows is worked on in strips of kTileVecs vectors and kTileRun keys, whose
-// weights stay in the L1 cache.
+// A panel of kPanelRows rows is worked on in strips of kTileVecs vectors: scores and weights of
+// all keys of a strip, then the sums.
 #pragma once
 
 #include "kernels/ops.h"

@@ -133,7 +133,7 @@ class TileJob {
     }
     to_panels(w_.rows, rows_, g_.head_dim, scale, w_.q);
     if (!extended) return;
-    for (int64_t i = first_; i <= last_; ++i)
+    for (int64_t i = std::max<int64_t>(first_, g_.self_extend.window); i <= last_; ++i)
       turn_rows(*view_.rope, w_.rows.data() + row_of(i) * g_.head_dim, g_.group(), g_.head_dim,
                 g_.self_extend.far_query(i) - i);
     to_panels(w_.rows, rows_, g_.head_dim, scale, w_.far_q);

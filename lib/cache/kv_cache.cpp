@@ -108,7 +108,6 @@ struct KvCache::Impl {
   int64_t query_number = 0;  ///< of the query and layer at work
   RopeTable rope;
   std::vector<Layer> layers;
-  ChunkRows chunk_rows;
   /// Of a single query; far_q is where it meets far tokens, and what is coded is far. Without
   /// SelfExtend both are the same.
   AlignedVector<float> scaled_q, far_q, part_acc;
@@ -138,6 +137,7 @@ int64_t KvCache::Impl::run_end(int64_t first, int64_t end) const {
 }
 
 void KvCache::Impl::attend_many(Layer& layer, int64_t first, const float* q, int n, float* out) {
+  thread_local ChunkRows chunk_rows;  // much at long contexts; the caches of a thread share them
   const int64_t last = first + n - 1;
   chunk_rows.fill(geometry, rope, layer.k, layer.v, key_rule.seen(last), value_rule.seen(last),
                   first + n);

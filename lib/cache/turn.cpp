@@ -13,7 +13,7 @@ void turn_rows(const RopeTable& rope, float* rows, int n, int head_dim, int64_t 
   if (by == 0) return;
   std::array<float, kMaxPairs> negative;
   const int n_pairs = rope.n_pairs();
-  MILLION_ASSERT(n_pairs <= kMaxPairs);
+  MILLION_ASSERT(n_pairs <= kMaxPairs && (by < 0 ? -by : by) < rope.n_positions());
   const float* sines = rope.sines(by < 0 ? -by : by);
   if (by < 0) {
     for (int p = 0; p < n_pairs; ++p) negative[p] = -sines[p];

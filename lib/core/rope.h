@@ -77,6 +77,7 @@ class RopeTable {
   const float* cosines(int64_t position) const { return cos_.data() + position * n_pairs(); }
   const float* sines(int64_t position) const { return sin_.data() + position * n_pairs(); }
   int n_pairs() const { return static_cast<int>(rope_.inv_freq().size()); }
+  int64_t n_positions() const { return static_cast<int64_t>(cos_.size()) / n_pairs(); }
   bool adjacent() const { return rope_.params().pairs == RopePairs::kAdjacent; }
 
  private:

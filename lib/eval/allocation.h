@@ -30,9 +30,9 @@ struct Allocation {
 };
 
 /// The best mix of shapes from head_dim/8 codes of 6 bits (.75 bits) to head_dim/2 codes of 8 bits
-/// (4 bits) for `budget_bits`, sinks and window as in `base`, which must be a pq method for keys and
-/// values. Deterministic. Error(kUsage) when the budget is below the smallest shape.
-/// Cost      2 n_layers passes over one window of at most 1024 calibration tokens, once: what was
+/// (4 bits) for `budget_bits`, sinks and window as in `base`, which must be a pq method for keys
+/// and values. Deterministic. Error(kUsage) when the budget is below the smallest shape. Cost 2
+/// n_layers passes over one window of at most 1024 calibration tokens, once: what was
 ///           measured is kept in `folder` (empty = nowhere).
 Allocation allocate_bits(std::shared_ptr<const Model> model, MethodFactory& factory,
                          const CalibrationPlan& calibration, const DecoderOptions& decoder,

@@ -124,19 +124,20 @@ void run_context(Grid& grid, const ContextPlan& plan, GridRows& rows) {
       }
       run.finish(rows);
     }
+  require_any_row(rows);
 }
 
 std::string context_markdown(const std::vector<Json>& rows) {
-  return to_markdown(rows, {{"method"},
-                            {"config.positions", "positions"},
-                            {"config.length", "length"},
-                            {"metrics.ppl", "ppl"},
-                            {"metrics.ppl_increase_percent", "ppl +%"},
-                            {"metrics.kl", "KL"},
-                            {"metrics.same_top_percent", "same top %"},
-                            {"bits.cache", "bits", 4},
-                            {"config.prefill", "prefill"},
-                            {"metrics.ppl.n", "tokens"}});
+  return rows_markdown(rows, {{"method"},
+                              {"config.positions", "positions"},
+                              {"config.length", "length"},
+                              {"metrics.ppl", "ppl"},
+                              {"metrics.ppl_increase_percent", "ppl +%"},
+                              {"metrics.kl", "KL"},
+                              {"metrics.same_top_percent", "same top %"},
+                              {"bits.cache", "bits", 4},
+                              {"config.prefill", "prefill"},
+                              {"metrics.ppl.n", "tokens"}});
 }
 
 }  // namespace million

@@ -64,8 +64,12 @@ Grid::Grid(GridPlan plan) : plan_(std::move(plan)) {
   for (const int length : plan_.lengths)
     MILLION_REQUIRE(length >= 16 && length <= kMaxLength, ErrorCode::kUsage,
                     "--lengths: got {}, expected 16 to {} tokens", length, kMaxLength);
-  const KvGeometry geometry = plan_.model->config.geometry();
+  KvGeometry geometry = plan_.model->config.geometry();
   for (const MethodSpec& m : plan_.methods) {  // a wrong option shows before the first long run
+    for (const PositionSpec& p : plan_.positions) {
+      geometry.self_extend = p.self_extend;
+      make_codec(m.key_codec, KvKind::kKey, geometry);
+    }
     const auto key = make_codec(m.key_codec, KvKind::kKey, geometry);
     const auto value = make_codec(m.value_codec, KvKind::kValue, geometry);
     require_compatible(m, *key, *value);
@@ -112,12 +116,33 @@ RunRecord Grid::describe(const MethodSpec& spec, const Model& model, const std::
     record.config["decode_compute"] = decode_compute_name(e.decoder.decode);
   else
     record.config["backend"] = backend_name(e.backend);
+  if (e.decoder.chunk == 1) record.config["chunk"] = 1;  // by the kernels of single tokens
   if (e.skip_share > 0.0f) record.config["skip_share"] = e.skip_share;
   record.inputs = {{"model", model.config.name},
                    {"model_sha256", model.sha256},
                    {"trained_context", plan_.model->config.n_context}};
   record.inputs["calibration"] = calibration_json(model, plan_.calibration, spec);
   return record;
+}
+
+void require_any_row(const GridRows& rows) {
+  std::string reason;
+  for (const Json& row : rows.rows()) {
+    if (row["status"] == "ok") return;
+    if (row["status"] == "skipped") reason = row["reason"].get<std::string>();
+  }
+  MILLION_REQUIRE(reason.empty(), ErrorCode::kUsage, "{}", reason);
+}
+
+std::string rows_markdown(std::vector<Json> rows, std::vector<Column> columns) {
+  bool any = false;
+  for (Json& row : rows)
+    if (row["config"].value("limited", false)) {
+      row["note"] = "limited: not a result";
+      any = true;
+    }
+  if (any) columns.push_back({"note"});
+  return to_markdown(rows, columns);
 }
 
 GridCell Grid::open(const PositionSpec& positions, int64_t reach, int length, GridRows& rows,

@@ -91,6 +91,12 @@ class Grid {
   std::map<std::string, Method> trained_;  ///< by positions, rotation and method
 };
 
+/// Error(kUsage) with the last reason when rows were skipped and none is finished.
+void require_any_row(const GridRows& rows);
+
+/// A table of rows, with a column that says which of them are no result (--limit).
+std::string rows_markdown(std::vector<Json> rows, std::vector<Column> columns);
+
 /// bits {nominal, cache, total} of what an engine holds.
 void add_bits(RunRecord& record, const Method& method, const Engine& engine);
 

@@ -186,20 +186,21 @@ void run_growth(Grid& grid, const GrowthPlan& plan, GridRows& rows) {
       }
       run.finish(rows);
     }
+  require_any_row(rows);
 }
 
 std::string growth_markdown(const std::vector<Json>& rows) {
-  return to_markdown(rows, {{"method"},
-                            {"config.positions", "positions"},
-                            {"config.length", "prompt"},
-                            {"config.generate", "generated"},
-                            {"metrics.kl", "KL"},
-                            {"metrics.kl_first", "KL first part"},
-                            {"metrics.kl_last", "KL last part"},
-                            {"metrics.kl_growth", "growth", 3},
-                            {"metrics.same_top_percent", "same top %"},
-                            {"bits.cache", "bits", 4},
-                            {"config.prefill", "prefill"}});
+  return rows_markdown(rows, {{"method"},
+                              {"config.positions", "positions"},
+                              {"config.length", "prompt"},
+                              {"config.generate", "generated"},
+                              {"metrics.kl", "KL"},
+                              {"metrics.kl_first", "KL first part"},
+                              {"metrics.kl_last", "KL last part"},
+                              {"metrics.kl_growth", "growth", 3},
+                              {"metrics.same_top_percent", "same top %"},
+                              {"bits.cache", "bits", 4},
+                              {"config.prefill", "prefill"}});
 }
 
 }  // namespace million

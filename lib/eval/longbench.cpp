@@ -26,7 +26,8 @@ constexpr int kMinPromptTokens = 16;
 
 /// "qasper_e" of the task "longbench:qasper_e": also the name of its file.
 std::string_view file_name(const TaskInfo& task) {
-  return std::string_view(task.name).substr(kPrefix.size());
+  const std::string_view name = task.name;
+  return name.starts_with(kPrefix) ? name.substr(kPrefix.size()) : name;
 }
 
 const LongBenchSet& set_of(const TaskInfo& task) {
@@ -102,6 +103,8 @@ Setting setting(const TaskPlan& plan, const char* file, std::string_view key) {
     json = Json::parse(read_file(path, kMaxBytes));
   } catch (const Json::parse_error& e) {
     fail(ErrorCode::kBadInput, "{}: no valid JSON from byte {} on", path.string(), e.byte);
+  } catch (const Json::exception& e) {
+    fail(ErrorCode::kBadInput, "{}: {}", path.string(), e.what());
   }
   MILLION_REQUIRE(json.is_object(), ErrorCode::kBadInput,
                   "{}: expected an object with one entry per data set, got a {}", path.string(),

@@ -53,6 +53,8 @@ Json parse_json(std::string_view line, const std::string& where, uint64_t line_o
     fail(ErrorCode::kBadInput,
          "{}: no valid JSON from byte {} of the line on; expected one whole object a line", where,
          e.byte);
+  } catch (const Json::exception& e) {  // a number that no double holds
+    fail(ErrorCode::kBadInput, "{}: {}; expected one whole object a line", where, e.what());
   }
 }
 

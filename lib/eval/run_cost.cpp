@@ -67,7 +67,13 @@ std::string estimate_tasks(const Grid& grid, const TaskRunPlan& plan, const RunC
     for (const int length : grid.plan().lengths) {
       TaskRunPlan few = plan;
       if (!task.from_file) few.limit = 1;
-      const auto samples = task_samples(few, task, model, length);
+      std::string reason;
+      const bool alone = plan.tasks.size() * grid.plan().lengths.size() == 1;
+      const auto samples = possible_samples(few, task, model, length, alone, &reason);
+      if (!reason.empty()) {
+        text += fmt::format("{} at {}: skipped, {}\n", task.name, length, reason);
+        continue;
+      }
       double n = static_cast<double>(samples.size()), tokens = 0.0, answer = 0.0;
       for (const TaskSample& s : samples) {
         tokens += static_cast<double>(task_prompt(model, format, s).size()) / n;

@@ -51,7 +51,7 @@ double bits_at(const RunRecord& record, const CacheBytes& bytes, int64_t length,
   const auto coded = static_cast<double>(bytes.codes + bytes.scales + bytes.outliers);
   // all-distorted codes the tokens of its window too; a residual by a method's own rule is exact.
   const bool window_coded = record.config["protocol"] == protocol_name(Protocol::kAllDistorted) &&
-                            record.config["window"].get<int>() > 0;
+                            (record.config["window"].get<int>() > 0 || geometry.self_extend.on());
   const double n_coded =
       std::max(1.0, context - (window_coded ? record.config["sinks"].get<double>() : exact_rows));
   const auto n = static_cast<double>(length);

@@ -9,6 +9,8 @@
 namespace million {
 namespace {
 
+constexpr size_t kPieceTokens = 4096;
+
 /// Hands the rows of each layer and chunk to the caches of all other methods.
 class Spread final : public Probe {
  public:
@@ -47,13 +49,17 @@ SharedPrefill::SharedPrefill(std::shared_ptr<const Model> model, std::span<const
 }
 
 void SharedPrefill::read(std::span<const int32_t> tokens) {
-  if (tokens.empty()) return;
-  if (!exact_) {
-    for (const auto& engine : engines_) engine->forward(tokens);
-    return;
-  }
   Spread spread(engines_);
-  exact_->forward(tokens, &spread);
+  while (!tokens.empty()) {
+    // In pieces, because an engine keeps the hidden states of all that it is given at once. A lone
+    // last token would take the arithmetic of single tokens.
+    const size_t n = tokens.size() <= kPieceTokens + 1 ? tokens.size() : kPieceTokens;
+    if (exact_)
+      exact_->forward(tokens.first(n), &spread);
+    else
+      for (const auto& engine : engines_) engine->forward(tokens.first(n));
+    tokens = tokens.subspan(n);
+  }
 }
 
 std::vector<float> SharedPrefill::finish(std::span<const int32_t> tokens) {

@@ -5,6 +5,7 @@
 #include "lib/core/files.h"
 #include "lib/core/progress.h"
 #include "lib/eval/interval.h"
+#include "lib/eval/longbench.h"
 #include "lib/model/sampler.h"
 
 #include <spdlog/spdlog.h>
@@ -41,26 +42,6 @@ double mean_of(const std::vector<double>& values) {
   double sum = 0.0;
   for (const double v : values) sum += v;
   return values.empty() ? 0.0 : sum / static_cast<double>(values.size());
-}
-
-/// The folder that a file task reads from may hold its file directly or under data/.
-std::filesystem::path data_file(const TaskInfo& task, const std::filesystem::path& folder) {
-  const std::string name = task.name.substr(task.name.find(':') + 1) + ".jsonl";
-  for (const auto& path : {folder / name, folder / "data" / name})
-    if (std::filesystem::exists(path)) return path;
-  return {};
-}
-
-/// SHA-256 of the files beside the data that change prompts and answer lengths; null: none there.
-Json settings_hash(const std::filesystem::path& folder) {
-  std::string hashes;
-  for (const char* name : {"dataset2prompt.json", "dataset2maxlen.json"})
-    for (const auto& path : {folder / name, folder / "config" / name, folder / "data" / name})
-      if (std::filesystem::exists(path)) {
-        hashes += sha256_of_file(path);
-        break;
-      }
-  return hashes.empty() ? Json() : Json(sha256_of(hashes));
 }
 
 class CellRun {
@@ -297,10 +278,13 @@ void describe_task(const Grid& grid, const TaskRunPlan& plan, const TaskInfo& ta
   c["chat"] = task_chat(*grid.plan().model, plan.chat).has_value();
   if (plan.samples.skip_bad_lines) c["skip_bad_lines"] = true;
   if (task.from_file) {
-    const auto path = data_file(task, plan.samples.data);
-    record.inputs["data"] = path.filename().string();
-    record.inputs["data_sha256"] = path.empty() ? Json() : Json(sha256_of_file(path));
-    record.inputs["data_settings_sha256"] = settings_hash(plan.samples.data);
+    std::vector<std::string> hashes;
+    for (const auto& path : longbench_files(task, plan.samples.data))
+      hashes.push_back(sha256_of_file(path));
+    record.inputs["data"] = task.name.substr(task.name.find(':') + 1) + ".jsonl";
+    // Settings beside the data change prompts and lengths of answers.
+    record.inputs["data_sha256"] =
+        hashes.size() == 1 ? hashes[0] : sha256_of(fmt::format("{}", fmt::join(hashes, "")));
   } else {
     record.inputs["haystack"] = plan.haystack_name.empty() ? Json() : Json(plan.haystack_name);
     record.inputs["haystack_sha256"] =
@@ -311,9 +295,27 @@ void describe_task(const Grid& grid, const TaskRunPlan& plan, const TaskInfo& ta
 /// Whether a task of many cannot be had at this length or from this folder, which is no reason to
 /// leave out the others. Files that are there and broken are.
 bool impossible(const Error& error, const TaskInfo& task, const TaskRunPlan& plan) {
-  if (task.from_file) return data_file(task, plan.samples.data).empty();
-  return error.code() == ErrorCode::kUsage;
+  if (error.code() == ErrorCode::kUsage) return true;
+  const auto files = longbench_files(task, plan.samples.data);
+  return task.from_file && (files.empty() || files[0].extension() != ".jsonl");
 }
+
+}  // namespace
+
+std::vector<TaskSample> possible_samples(const TaskRunPlan& plan, const TaskInfo& task,
+                                         const Model& model, int length, bool alone,
+                                         std::string* reason) {
+  reason->clear();
+  try {
+    return task_samples(plan, task, model, length);
+  } catch (const Error& e) {
+    if (alone || !impossible(e, task, plan)) throw;
+    *reason = e.what();
+    return {};
+  }
+}
+
+namespace {
 
 void skip(std::vector<RunRecord>& records, const std::string& reason, GridRows& rows) {
   spdlog::warn("{}", reason);
@@ -425,12 +427,8 @@ void run_tasks(Grid& grid, const TaskRunPlan& plan, GridRows& rows) {
           describe_task(grid, plan, task, record);
         });
         if (cell.records.empty()) continue;
-        std::vector<TaskSample> samples;
-        try {
-          samples = task_samples(plan, task, *cell.model, length);
-        } catch (const Error& e) {
-          if (single || !impossible(e, task, plan)) throw;
-          reason = e.what();
+        auto samples = possible_samples(plan, task, *cell.model, length, single, &reason);
+        if (!reason.empty()) {
           skip(cell.records, reason, rows);
           continue;
         }
@@ -438,9 +436,7 @@ void run_tasks(Grid& grid, const TaskRunPlan& plan, GridRows& rows) {
         run.run();
         run.finish(rows);
       }
-  const auto done = [](const Json& row) { return row["status"] == "ok"; };
-  MILLION_REQUIRE(reason.empty() || std::any_of(rows.rows().begin(), rows.rows().end(), done),
-                  ErrorCode::kUsage, "{}", reason);
+  require_any_row(rows);
 }
 
 std::string task_markdown(const std::vector<Json>& rows) {
@@ -456,15 +452,15 @@ std::string task_markdown(const std::vector<Json>& rows) {
     if (m.contains("score")) row["n"] = m["score"]["n"];
     if (row["status"] != "ok") row["interval"] = row["status"];
   }
-  return to_markdown(shown, {{"method"},
-                             {"config.positions", "positions"},
-                             {"config.task", "task"},
-                             {"config.length", "length"},
-                             {"metrics.score", "score"},
-                             {"interval", "95 %"},
-                             {"bits.cache", "bits", 4},
-                             {"config.prefill", "prefill"},
-                             {"n"}});
+  return rows_markdown(std::move(shown), {{"method"},
+                                          {"config.positions", "positions"},
+                                          {"config.task", "task"},
+                                          {"config.length", "length"},
+                                          {"metrics.score", "score"},
+                                          {"interval", "95 %"},
+                                          {"bits.cache", "bits", 4},
+                                          {"config.prefill", "prefill"},
+                                          {"n"}});
 }
 
 }  // namespace million

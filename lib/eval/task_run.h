@@ -38,6 +38,11 @@ std::optional<ChatFormat> task_chat(const Model& model, bool chat);
 /// Tokens of a question up to where its answer starts.
 std::vector<int32_t> task_prompt(const Model& model, const std::optional<ChatFormat>& format,
                                  const TaskSample& sample);
+/// task_samples, or none and the reason when this task cannot be had at this length or from this
+/// folder, which is none for leaving out the other tasks of a suite; `alone`: the error goes on.
+std::vector<TaskSample> possible_samples(const TaskRunPlan& plan, const TaskInfo& task,
+                                         const Model& model, int length, bool alone,
+                                         std::string* reason);
 /// The samples of a cell, with the plan's limit.
 std::vector<TaskSample> task_samples(const TaskRunPlan& plan, const TaskInfo& task,
                                      const Model& model, int length);

@@ -50,6 +50,11 @@ LayerWeights read_layer(TensorSource& tensors, const ModelConfig& c, Bias bias, 
 
 }  // namespace
 
+int scaled_context(int trained, float factor) {
+  const double reach = static_cast<double>(trained) * static_cast<double>(factor);
+  return static_cast<int>(std::clamp<double>(reach, 1, kMaxContext));
+}
+
 void require_heads(const ModelConfig& c, const std::string& file) {
   MILLION_REQUIRE(c.n_heads % c.n_kv_heads == 0, ErrorCode::kBadInput,
                   "{}: {} query heads are no multiple of {} KV heads", file, c.n_heads,

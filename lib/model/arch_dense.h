@@ -14,6 +14,8 @@ namespace million {
 inline constexpr int kMaxLayers = 1 << 12, kMaxWidth = 1 << 22, kMaxHeads = 1 << 14;
 inline constexpr int kMaxContext = 1 << 30;
 
+/// The context that a RoPE scaling by `factor` reaches from `trained` tokens, at most kMaxContext.
+int scaled_context(int trained, float factor);
 /// Error(kBadInput) unless KV heads divide heads and the attention kernels have this head_dim.
 void require_heads(const ModelConfig& config, const std::string& file);
 

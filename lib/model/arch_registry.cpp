@@ -2,6 +2,7 @@
 #include "lib/model/arch_registry.h"
 
 #include "lib/core/error.h"
+#include "lib/core/printable.h"
 #include "lib/model/gguf.h"
 #include "lib/model/hf_config.h"
 

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "lib/model/bpe.h"
 
-#include "lib/model/gguf.h"
+#include "lib/core/error.h"
+#include "lib/core/printable.h"
 
 namespace million {
 

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#include "lib/model/pretokenizer.h"
 #include "lib/model/tokenizer_scheme.h"
 
 #include <array>
@@ -6,9 +7,8 @@
 namespace million {
 namespace {
 
-/// GPT-2's map of bytes to printable characters: printable Latin-1 stays, the rest is counted up
-/// from U+0100 in byte order.
-std::array<uint16_t, 256> byte_characters() {
+/// Code points of the 256 bytes in GPT-2's map.
+std::array<uint16_t, 256> byte_codes() {
   std::array<uint16_t, 256> map{};
   uint16_t next = 0x100;
   for (int b = 0; b < 256; ++b) {
@@ -16,11 +16,6 @@ std::array<uint16_t, 256> byte_characters() {
     map[static_cast<std::size_t>(b)] = stays ? static_cast<uint16_t>(b) : next++;
   }
   return map;
-}
-
-std::string utf8_of(uint16_t c) {  // c < 0x800
-  if (c < 0x80) return std::string(1, static_cast<char>(c));
-  return {static_cast<char>(0xC0 | (c >> 6)), static_cast<char>(0x80 | (c & 0x3F))};
 }
 
 class ByteLevel final : public TokenizerScheme {
@@ -32,9 +27,10 @@ class ByteLevel final : public TokenizerScheme {
                  : PreTokenizer(vocabulary.data().pre)),
         merges_(vocabulary.data().merges, [&](std::string_view s) { return vocabulary.find(s); }) {
     bytes_.fill(-1);
+    const auto codes = byte_codes();
     for (std::size_t b = 0; b < 256; ++b) {
-      bytes_[characters_[b]] = static_cast<int16_t>(b);
-      byte_ids_[b] = vocabulary.find(utf8_of(characters_[b]));
+      bytes_[codes[b]] = static_cast<int16_t>(b);
+      byte_ids_[b] = vocabulary.find(characters_[b]);
     }
   }
 
@@ -55,7 +51,7 @@ class ByteLevel final : public TokenizerScheme {
   const Vocabulary& vocabulary_;
   PreTokenizer pre_;
   RankedMerges merges_;
-  std::array<uint16_t, 256> characters_ = byte_characters();
+  std::array<std::string, 256> characters_ = byte_characters();
   std::array<int16_t, 0x200> bytes_{};   // byte of a character, -1 for none
   std::array<int32_t, 256> byte_ids_{};  // token of a byte, -1 for none
 };
@@ -67,7 +63,7 @@ void ByteLevel::encode_word(std::string_view text, MergeWord& word,
                             std::vector<int32_t>& out) const {
   if (pre_.whole_words()) {
     std::string mapped;
-    for (const char c : text) mapped += utf8_of(characters_[static_cast<unsigned char>(c)]);
+    for (const char c : text) mapped += characters_[static_cast<unsigned char>(c)];
     const int32_t id = vocabulary_.find_plain(mapped);
     if (id >= 0) return out.push_back(id);
   }
@@ -103,6 +99,13 @@ void ByteLevel::append_bytes(int32_t id, std::string& out) const {
 }
 
 }  // namespace
+
+std::array<std::string, 256> byte_characters() {
+  std::array<std::string, 256> out;
+  const auto codes = byte_codes();
+  for (std::size_t b = 0; b < out.size(); ++b) append_utf8(codes[b], out[b]);
+  return out;
+}
 
 std::unique_ptr<TokenizerScheme> make_byte_level(const Vocabulary& vocabulary) {
   return std::make_unique<ByteLevel>(vocabulary);

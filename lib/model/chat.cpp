@@ -87,6 +87,27 @@ std::string chatml_default_system(std::string_view jinja) {
   return {};
 }
 
+/// From behind `mark` to the end of the line or literal; empty without the mark.
+std::string_view line_after(std::string_view jinja, std::string_view mark) {
+  const auto at = jinja.find(mark);
+  if (at == std::string_view::npos) return {};
+  const std::string_view rest = jinja.substr(at + mark.size());
+  return rest.substr(0, rest.find_first_of("\\\n\"'"));
+}
+
+/// The two dates before a system message of Llama 3.1 to 3.3.
+std::string llama3_system_head(std::string_view jinja) {
+  constexpr std::string_view kCutting = "Cutting Knowledge Date: ", kToday = "Today Date: ";
+  if (!has(jinja, kCutting)) return {};
+  const std::string_view cutting = line_after(jinja, kCutting);
+  std::string_view today = line_after(jinja, kToday);  // empty where a variable follows
+  if (today.empty()) today = line_after(jinja, "date_string = \"");
+  MILLION_REQUIRE(!cutting.empty() && !today.empty(), ErrorCode::kBadInput,
+                  "the model's chat template writes a date, but no literal date_string is in it; "
+                  "use --no-chat-template and write the model's marks into the text yourself");
+  return fmt::format("{}{}\n{}{}\n\n", kCutting, cutting, kToday, today);
+}
+
 std::string_view trimmed(std::string_view s) {
   constexpr std::string_view kSpace = " \t\r\n\v\f";
   const auto first = s.find_first_not_of(kSpace);
@@ -173,7 +194,8 @@ void add_inst_turns(ChatEncoder& out, const InstTurns& inst,
   const auto contents = inst_contents(inst, messages, system);
   if (inst.bos && !inst.bos_each_turn) out.begin_sequence();
   for (std::size_t i = 0; i < messages.size(); ++i) {
-    const std::string_view content = inst.trims ? trimmed(contents[i]) : contents[i];
+    const bool trims = messages[i].role == "user" ? inst.trims_user : inst.trims_answer;
+    const std::string_view content = trims ? trimmed(contents[i]) : contents[i];
     MILLION_REQUIRE(messages[i].role != "system", ErrorCode::kUsage,
                     "in this chat format a system message can only come first");
     if (messages[i].role == "user") {
@@ -191,16 +213,16 @@ void add_inst_turns(ChatEncoder& out, const InstTurns& inst,
   }
 }
 
-/// A template with one kind of quote and no white space around +, to find pieces of it.
+/// A template with one kind of quote and no white space around + and |, to find pieces of it.
 std::string compact(std::string_view jinja) {
   std::string out;
   for (std::size_t i = 0; i < jinja.size(); ++i) {
     const char c = jinja[i] == '"' ? '\'' : jinja[i];
     const auto next = jinja.find_first_not_of(" \n\t", i);
-    const bool before_plus = (c == ' ' || c == '\n' || c == '\t') &&
-                             next != std::string_view::npos && jinja[next] == '+';
-    const bool after_plus = (c == ' ' || c == '\n' || c == '\t') && out.ends_with('+');
-    if (!before_plus && !after_plus) out.push_back(c);
+    const bool space = c == ' ' || c == '\n' || c == '\t';
+    const bool before =
+        next != std::string_view::npos && (jinja[next] == '+' || jinja[next] == '|');
+    if (!space || !(before || out.ends_with('+') || out.ends_with('|'))) out.push_back(c);
   }
   return out;
 }
@@ -214,6 +236,12 @@ std::string_view literal_with(std::string_view jinja, std::string_view mark) {
     if (text.find_first_of("{}\\\n") == std::string_view::npos) return text;
   }
   return {};
+}
+
+/// True when a compact template joins `next` to something trimmed.
+bool trims_before(const std::string& jinja, const std::string& next) {
+  return has(jinja, ".strip()+" + next) || has(jinja, "|trim+" + next) ||
+         has(jinja, "|trim)+" + next);
 }
 
 /// The turns of a template with [INST] literals, or nothing when it does not build them from quoted
@@ -231,7 +259,8 @@ std::optional<InstTurns> detect_inst(std::string_view jinja) {
   if (has(text, "eos_token+' '")) inst.after_answer = " ";
   inst.bos = has(text, "bos_token");
   inst.bos_each_turn = has(text, "bos_token+'" + inst.user_head);
-  inst.trims = has(text, ".strip()") || has(text, "trim");
+  inst.trims_user = trims_before(text, "'" + inst.user_tail);
+  inst.trims_answer = trims_before(text, "eos_token") || trims_before(text, "' '+eos_token");
   if (has(text, "<<SYS>>"))
     inst.system = InstTurns::System::kMarks;
   else if (has(text, "loop.last and system_message"))
@@ -263,6 +292,7 @@ ChatFormat detect_chat_format(std::string_view jinja) {
   }
   if (has(jinja, "<|start_header_id|>") && has(jinja, "<|eot_id|>")) {
     format.style = ChatFormat::Style::kLlama3;
+    format.system_head = llama3_system_head(jinja);
   } else if (const auto inst = detect_inst(jinja)) {
     format.style = ChatFormat::Style::kInst;
     format.inst = *inst;
@@ -294,8 +324,16 @@ std::vector<int32_t> encode_chat(const Tokenizer& tokenizer, const ChatFormat& f
       format.style == ChatFormat::Style::kChatMl || format.style == ChatFormat::Style::kZephyr;
   if (marks_follow && tokenizer.add_bos()) out.begin_sequence();
   if (format.style == ChatFormat::Style::kLlama3) out.mark("<|begin_of_text|>");
+  if (options.default_system && !format.system_head.empty()) {
+    const bool given = messages[0].role == "system";
+    add_turn_head(out, format.style, "system");
+    out.text(format.system_head);
+    if (given) out.text(trimmed(messages[0].content));
+    out.mark("<|eot_id|>");
+    messages = messages.subspan(given ? 1 : 0);
+  }
   const bool insert = options.default_system && !format.default_system.empty();
-  if (insert && messages[0].role != "system")
+  if (insert && !messages.empty() && messages[0].role != "system")
     add_turn(out, format.style, "system", format.default_system);
   for (const ChatMessage& m : messages) add_turn(out, format.style, m.role, m.content);
   if (options.answer_follows) add_turn_head(out, format.style, "assistant");

@@ -25,7 +25,7 @@ struct InstTurns {
   std::string answer_head, answer_tail;  ///< before the content; between it and </s>
   std::string after_answer;              ///< behind </s>
   bool bos = true, bos_each_turn = false;
-  bool trims = false;  ///< contents lose their outer white space
+  bool trims_user = false, trims_answer = false;  ///< contents lose their outer white space
   enum class System {
     kNone,   ///< the template has no place for it
     kMarks,  ///< <<SYS>>\n...\n<</SYS>>\n\n before the first user message
@@ -46,6 +46,9 @@ struct ChatFormat {
   /// System message that the template puts first when the conversation has none; empty: it does
   /// not.
   std::string default_system{};
+  /// What the template writes before any system message in a system turn of its own: the dates of
+  /// Llama 3.1 to 3.3. Today's date is the template's literal, never the clock. Empty: none.
+  std::string system_head{};
   InstTurns inst{};  ///< of kInst
 };
 
@@ -55,8 +58,8 @@ ChatFormat detect_chat_format(std::string_view jinja);
 
 struct ChatOptions {
   /// Insert the template's default system message when the first message is not a system message,
-  /// as the template does. The golden greedy case (tests/golden/logits.json) was made without: one
-  /// user message alone.
+  /// and its system_head before any, as the template does. The golden greedy case
+  /// (tests/golden/logits.json) was made without: one user message alone.
   bool default_system = true;
   bool answer_follows = true;  ///< end with the head of the assistant's turn
 };

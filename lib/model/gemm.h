@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Dense layers of a chunk of tokens: C = A W^T through oneDNN (its home, with lib/cache/attention).
+// Dense layers of a chunk of tokens: C = A W^T through oneDNN.
 // Weights stay quantized in memory; blocks of rows are dequantized, multiplied and forgotten.
 #pragma once
 

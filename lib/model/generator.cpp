@@ -34,7 +34,7 @@ void Generator::feed(std::span<const int32_t> tokens) {
 }
 
 Generation Generator::run(std::span<const int32_t> prompt, int n_predict, bool ignore_end,
-                          const std::function<bool(std::string_view)>& on_text) {
+                          const std::function<bool(std::string_view)>& on_text, TextStart start) {
   MILLION_REQUIRE(!prompt.empty(), ErrorCode::kUsage, "the prompt is empty; give --prompt TEXT");
   const auto [end, ignored] =
       std::mismatch(prompt.begin(), prompt.end(), cached_.begin(), cached_.end());
@@ -49,19 +49,19 @@ Generation Generator::run(std::span<const int32_t> prompt, int n_predict, bool i
   warn_beyond_training(model_->config, total);
   Generation result;
   result.prompt_tokens = static_cast<int>(prompt.size() - shared);
-  auto start = Clock::now();
+  auto begin = Clock::now();
   feed(prompt.subspan(shared));
-  result.ttft_ms = ms_since(start);
+  result.ttft_ms = ms_since(begin);
   for (int i = 0; i < n_predict; ++i) {
-    start = Clock::now();
+    begin = Clock::now();
     const int32_t token = sampler_.sample(logits_);
     result.ids.push_back(token);
     result.ended = model_->tokenizer.is_end(token) && !ignore_end;
-    const TextStart start_of = i == 0 ? TextStart::kText : TextStart::kContinued;
+    const TextStart start_of = i == 0 ? start : TextStart::kContinued;
     if (result.ended || !on_text(model_->tokenizer.decode({&token, 1}, false, start_of))) break;
     if (i + 1 == n_predict) break;
     feed({&token, 1});
-    result.step_ms.push_back(ms_since(start));
+    result.step_ms.push_back(ms_since(begin));
   }
   return result;
 }

@@ -29,9 +29,12 @@ class Generator {
 
   /// Continues `prompt` (the whole text so far) by at most n_predict tokens. What the cache holds
   /// as a prefix of the prompt is not fed again; any other cache content is dropped. `on_text` sees
-  /// each token's bytes. Stops at an end token unless ignore_end, or when `on_text` returns false.
+  /// each token's bytes; `start` is kText when the answer is a text of its own (a turn of a chat),
+  /// whose first space SentencePiece has put there. Stops at an end token unless ignore_end, or
+  /// when `on_text` returns false.
   Generation run(std::span<const int32_t> prompt, int n_predict, bool ignore_end,
-                 const std::function<bool(std::string_view)>& on_text);
+                 const std::function<bool(std::string_view)>& on_text,
+                 TextStart start = TextStart::kContinued);
 
   const Engine& engine() const { return *engine_; }
 

@@ -2,6 +2,7 @@
 #include "lib/model/gguf.h"
 
 #include "lib/core/checked.h"
+#include "lib/core/printable.h"
 #include "lib/model/mapped_file.h"
 
 #include <algorithm>
@@ -415,16 +416,6 @@ std::string supported_block_types() {
   for (const TypeName& t : kTensorTypes)
     if (t.block) text += (text.empty() ? "" : ", ") + std::string(t.name);
   return text;
-}
-
-std::string printable(std::string_view text) {
-  constexpr std::size_t kMost = 80;
-  std::string out;
-  for (const char c : text.substr(0, kMost)) {
-    const auto byte = static_cast<unsigned char>(c);
-    out += byte < 0x20 || byte >= 0x7F ? fmt::format("\\x{:02x}", byte) : std::string(1, c);
-  }
-  return text.size() > kMost ? out + "..." : out;
 }
 
 }  // namespace million

@@ -102,8 +102,6 @@ class GgufFile {
   std::map<std::string_view, std::size_t> tensor_index_;
 };
 
-/// Text from a file made safe for one line of a message: control bytes escaped, at most 80 bytes.
-std::string printable(std::string_view text);
 /// "F32", "Q4_1", ... of a type we read; and the list of all of them.
 const char* block_type_name(BlockType type);
 std::string supported_block_types();

@@ -2,9 +2,11 @@
 #include "lib/model/gguf_config.h"
 
 #include "lib/core/error.h"
+#include "lib/core/printable.h"
 #include "lib/model/arch_dense.h"
 #include "lib/model/gguf.h"
 
+#include <algorithm>
 #include <cmath>
 
 namespace million {
@@ -79,8 +81,13 @@ void read_rope(const Keys& f, ModelConfig& c) {
                   f.name(), f.key("rope.scaling.type"), printable(type));
   rope.scaling = type == "linear" ? RopeScaling::kLinear : RopeScaling::kYarn;
   rope.factor = f.real("rope.scaling.factor", 0, 1e6, old_factor);
-  rope.original_context = f.size("rope.scaling.original_context_length", 1, kMaxContext,
-                                 static_cast<uint64_t>(c.n_context));
+  const char* const kOriginal = "rope.scaling.original_context_length";
+  const bool has_original = f.file().find(f.key(kOriginal)) != nullptr;
+  rope.original_context = f.size(kOriginal, 1, kMaxContext, static_cast<uint64_t>(c.n_context));
+  const int reach = scaled_context(rope.original_context, rope.factor);
+  // As in hf_config: without the key, linear scaling stands beside the context before it.
+  const bool before = rope.scaling == RopeScaling::kLinear && !has_original;
+  c.n_context = before ? reach : std::max(c.n_context, reach);
   if (rope.scaling == RopeScaling::kYarn) read_yarn(f, rope);
 }
 

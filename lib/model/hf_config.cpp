@@ -2,11 +2,12 @@
 #include "lib/model/hf_config.h"
 
 #include "lib/core/error.h"
+#include "lib/core/printable.h"
 #include "lib/model/arch_dense.h"
-#include "lib/model/gguf.h"
 
 #include <spdlog/spdlog.h>
 
+#include <algorithm>
 #include <cmath>
 
 namespace million {
@@ -62,8 +63,7 @@ void read_yarn(const HfConfig& scaling, ModelConfig& c) {
   MILLION_REQUIRE(scaling.get_bool("truncate", true), ErrorCode::kBadInput,
                   "{}: truncate is false, supported: true", scaling.name());
   // Some files give the context after extension, some (Qwen2.5) the one before.
-  const double reach = static_cast<double>(rope.original_context) * rope.factor;
-  c.n_context = std::max(c.n_context, static_cast<int>(std::min<double>(reach, kMaxContext)));
+  c.n_context = std::max(c.n_context, scaled_context(rope.original_context, rope.factor));
 }
 
 void read_llama3(const HfConfig& scaling, RopeParams& rope) {
@@ -97,8 +97,7 @@ void read_scaling(const HfConfig& scaling, ModelConfig& c) {
   if (type == "linear") {
     c.rope.scaling = RopeScaling::kLinear;
     // max_position_embeddings is the context before scaling, by convention of the serving engines.
-    c.n_context = static_cast<int>(
-        std::min<double>(static_cast<double>(c.n_context) * c.rope.factor, kMaxContext));
+    c.n_context = scaled_context(c.n_context, c.rope.factor);
   }
 }
 

@@ -2,16 +2,15 @@
 #include "lib/model/hf_steps.h"
 
 #include "lib/core/error.h"
-#include "lib/model/gguf.h"
+#include "lib/core/printable.h"
 #include "lib/model/split_pattern.h"
+#include "lib/model/tokenizer_scheme.h"
 
 #include <algorithm>
 #include <vector>
 
 namespace million {
 namespace {
-
-constexpr const char* kMark = "\xE2\x96\x81";  // U+2581
 
 /// The steps under `key`: none, one, or those of a Sequence, which may hold further ones.
 void flatten(const SortedJson& step, const char* items, const std::string& name,
@@ -100,7 +99,8 @@ void read_byte_level(const std::vector<const SortedJson*>& steps, const std::str
 }
 
 void read_metaspace(const SortedJson& step, const std::string& name, TokenizerData& data) {
-  if (text_of(step, "replacement", name) != kMark) refuse(name, "Metaspace with", "another mark");
+  if (text_of(step, "replacement", name) != kSpaceMark)
+    refuse(name, "Metaspace with", "another mark");
   if (flag_of(step, "split", true, name)) refuse(name, "Metaspace with", "split");
   const bool old_form = flag_of(step, "add_prefix_space", true, name);
   const std::string scheme =
@@ -120,10 +120,10 @@ bool read_normalizer(const SortedJson& file, const std::string& name, TokenizerD
     const std::string type = type_of(*step, name);
     if (type == "NFC") {
       data.nfc = true;
-    } else if (type == "Prepend" && text_of(*step, "prepend", name) == kMark) {
+    } else if (type == "Prepend" && text_of(*step, "prepend", name) == kSpaceMark) {
       data.space_prefix = SpacePrefix::kEach;
     } else if (type == "Replace" && pattern_of(*step, name) == quote_pattern(" ") &&
-               text_of(*step, "content", name) == kMark) {
+               text_of(*step, "content", name) == kSpaceMark) {
       marks = true;
     } else {
       refuse(name, "normalizer", type);

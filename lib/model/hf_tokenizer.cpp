@@ -4,7 +4,7 @@
 // it stands even where the file says "normalized".
 #include "lib/core/error.h"
 #include "lib/core/files.h"
-#include "lib/model/gguf.h"
+#include "lib/core/printable.h"
 #include "lib/model/hf_steps.h"
 #include "lib/model/tokenizer_files.h"
 #include "lib/model/vocabulary.h"

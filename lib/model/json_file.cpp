@@ -3,7 +3,7 @@
 
 #include "lib/core/error.h"
 #include "lib/core/files.h"
-#include "lib/model/gguf.h"
+#include "lib/core/printable.h"
 
 #include <set>
 #include <vector>

@@ -3,6 +3,7 @@
 
 #include "lib/core/error.h"
 #include "lib/core/files.h"
+#include "lib/core/printable.h"
 #include "lib/model/arch_dense.h"
 #include "lib/model/gguf.h"
 #include "lib/model/hf_config.h"
@@ -76,8 +77,10 @@ std::shared_ptr<const Model> Model::from_gguf(std::shared_ptr<const GgufFile> fi
   return model;
 }
 
-std::shared_ptr<const Model> Model::from_folder(const std::filesystem::path& folder,
-                                                const std::string& name) {
+namespace {
+
+std::shared_ptr<const Model> read_folder(const std::filesystem::path& folder,
+                                         const std::string& name) {
   auto model = std::make_shared<Model>();
   const HfConfig json = HfConfig::read(folder);
   const Architecture& architecture = find_architecture(json);
@@ -97,6 +100,18 @@ std::shared_ptr<const Model> Model::from_folder(const std::filesystem::path& fol
   model->sha256 = folder_sha256(folder, shards);
   model->storage = std::make_shared<Storage>(Storage{files, std::move(tensors.copies)});
   return model;
+}
+
+}  // namespace
+
+std::shared_ptr<const Model> Model::from_folder(const std::filesystem::path& folder,
+                                                const std::string& name) {
+  try {
+    return read_folder(folder, name);
+  } catch (const std::filesystem::filesystem_error& e) {
+    fail(ErrorCode::kBadInput, "model {}: {}: {}", folder.string(),
+         printable(e.path1().filename().string()), e.code().message());
+  }
 }
 
 std::shared_ptr<const Model> Model::load(const std::filesystem::path& argument) {
@@ -121,7 +136,8 @@ void warn_beyond_training(const ModelConfig& config, int64_t n_tokens) {
   if (n_tokens > config.n_context)
     spdlog::warn(
         "{} tokens, the model was trained for {}: plain positions lose quality beyond; speed and "
-        "memory are not concerned (use fewer tokens, or a file whose RoPE scaling reaches there)",
+        "memory are not concerned (use fewer tokens, --positions with a scaling that reaches "
+        "there, or a file with one)",
         n_tokens, config.n_context);
   if (config.sliding_window > 0 && n_tokens > config.sliding_window)
     spdlog::warn(

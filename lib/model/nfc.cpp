@@ -72,22 +72,6 @@ uint32_t code_point(std::string_view s) {
   return (a & 0x07u) << 18 | tail(1) << 12 | tail(2) << 6 | tail(3);
 }
 
-void append_utf8(uint32_t c, std::string& out) {
-  const auto byte = [&](uint32_t b) { out.push_back(static_cast<char>(b)); };
-  if (c < 0x80) return byte(c);
-  if (c < 0x800) {
-    byte(0xC0 | c >> 6);
-  } else if (c < 0x10000) {
-    byte(0xE0 | c >> 12);
-    byte(0x80 | (c >> 6 & 0x3F));
-  } else {
-    byte(0xF0 | c >> 18);
-    byte(0x80 | (c >> 12 & 0x3F));
-    byte(0x80 | (c >> 6 & 0x3F));
-  }
-  byte(0x80 | (c & 0x3F));
-}
-
 struct Mark {
   uint32_t code;
   uint8_t combining;  // class, 0 for a character that others combine with

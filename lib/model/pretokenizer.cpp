@@ -2,7 +2,7 @@
 #include "lib/model/pretokenizer.h"
 
 #include "lib/core/error.h"
-#include "lib/model/gguf.h"
+#include "lib/core/printable.h"
 #include "lib/model/split_pattern.h"
 
 #define PCRE2_CODE_UNIT_WIDTH 8
@@ -170,7 +170,7 @@ PreTokenizer::PreTokenizer(std::string_view name) {
       if (pattern != nullptr) stages_.push_back({compile(pattern)});
     return;
   }
-  fail(ErrorCode::kBadInput, "pre-tokenizer \"{}\" is not known, known: {}", name.substr(0, 80),
+  fail(ErrorCode::kBadInput, "pre-tokenizer \"{}\" is not known, known: {}", printable(name),
        known_names());
 }
 
@@ -220,6 +220,22 @@ std::size_t valid_utf8_prefix(std::string_view text) {
     at += n;
   }
   return at;
+}
+
+void append_utf8(uint32_t c, std::string& out) {
+  const auto byte = [&](uint32_t b) { out.push_back(static_cast<char>(b)); };
+  if (c < 0x80) return byte(c);
+  if (c < 0x800) {
+    byte(0xC0 | c >> 6);
+  } else if (c < 0x10000) {
+    byte(0xE0 | c >> 12);
+    byte(0x80 | (c >> 6 & 0x3F));
+  } else {
+    byte(0xF0 | c >> 18);
+    byte(0x80 | (c >> 12 & 0x3F));
+    byte(0x80 | (c >> 6 & 0x3F));
+  }
+  byte(0x80 | (c & 0x3F));
 }
 
 }  // namespace million

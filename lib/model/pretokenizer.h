@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <span>
 #include <string>
@@ -54,5 +55,7 @@ class PreTokenizer {
 std::size_t utf8_length(std::string_view text);
 /// Length of the longest prefix of `text` that is valid UTF-8.
 std::size_t valid_utf8_prefix(std::string_view text);
+/// Appends the UTF-8 form of a code point below 0x110000.
+void append_utf8(uint32_t c, std::string& out);
 
 }  // namespace million

@@ -7,6 +7,7 @@
 #include "lib/core/parallel.h"
 #include "lib/core/rng.h"
 #include "lib/model/tokenizer_files.h"
+#include "lib/model/tokenizer_scheme.h"
 #include "lib/quant/options.h"
 #include "lib/results/provenance.h"
 
@@ -153,14 +154,8 @@ LayerWeights make_layer(Maker& make, const ModelConfig& c, bool biases) {
 TokenizerData byte_vocabulary(int n_vocab) {
   TokenizerData v;
   v.pre = "gpt-2";
-  int next = 0x100;
-  for (int b = 0; b < 256; ++b) {
-    const bool stays = (b >= 0x21 && b <= 0x7E) || (b >= 0xA1 && b <= 0xAC) || b >= 0xAE;
-    const int c = stays ? b : next++;
-    v.tokens.push_back(c < 0x80 ? std::string(1, static_cast<char>(c))
-                                : std::string{static_cast<char>(0xC0 | (c >> 6)),
-                                              static_cast<char>(0x80 | (c & 0x3F))});
-  }
+  const auto characters = byte_characters();
+  v.tokens.assign(characters.begin(), characters.end());
   v.types.assign(v.tokens.size(), 1);
   pad_vocabulary(v, static_cast<std::size_t>(n_vocab), "byte vocabulary");
   return v;

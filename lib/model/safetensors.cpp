@@ -2,7 +2,7 @@
 #include "lib/model/safetensors.h"
 
 #include "lib/core/checked.h"
-#include "lib/model/gguf.h"
+#include "lib/core/printable.h"
 #include "lib/model/json_file.h"
 #include "lib/model/mapped_file.h"
 
@@ -24,6 +24,7 @@ constexpr std::size_t kMaxTensors = 1 << 18;
 constexpr std::size_t kMaxRank = 8;
 constexpr std::size_t kMaxName = 4096;
 constexpr std::size_t kMaxShards = 1024;
+constexpr std::size_t kMaxFileName = 255;  // of Linux file systems
 constexpr uint64_t kMaxIndex = 64 << 20;
 constexpr std::string_view kIndexName = "model.safetensors.index.json";
 constexpr uint64_t kUnset = std::numeric_limits<uint64_t>::max();
@@ -91,6 +92,8 @@ class HeaderEvents final : public nlohmann::json_sax<SortedJson> {
     if (field_ == "__metadata__") return move(At::kMetadata);
     MILLION_REQUIRE(out_.size() < kMaxTensors, ErrorCode::kBadInput,
                     "{}: more than {} tensors are declared", file_, kMaxTensors);
+    MILLION_REQUIRE(!field_.empty(), ErrorCode::kBadInput, "{}: a tensor has the empty name",
+                    file_);
     out_.emplace_back().name = field_;
     offsets_[0] = offsets_[1] = kUnset;
     n_offsets_ = 0;
@@ -262,7 +265,7 @@ std::map<std::string, std::string> read_index(const std::filesystem::path& path)
     const auto& file = shard.get_ref<const std::string&>();
     // A name with a slash would lead out of the folder.
     MILLION_REQUIRE(file.ends_with(".safetensors") && file.find('/') == std::string::npos &&
-                        file.find('\0') == std::string::npos,
+                        file.find('\0') == std::string::npos && file.size() <= kMaxFileName,
                     ErrorCode::kBadInput,
                     "{}: the shard of {} is {}, expected the name of a *.safetensors in the folder",
                     path.string(), printable(tensor), printable(file));
@@ -324,7 +327,7 @@ std::shared_ptr<const SafetensorsFolder> SafetensorsFolder::open(
   for (const std::string& name : names) {
     MILLION_REQUIRE(std::filesystem::exists(folder / name), ErrorCode::kBadInput,
                     "{}: the shard {} is missing ({} names {} shards); fetch it", folder.string(),
-                    name, kIndexName, names.size());
+                    printable(name), kIndexName, names.size());
     out->shards_.push_back(SafetensorsFile::open(folder / name));
     if (!index.empty()) check_index(index, *out->shards_.back(), name);
     for (const SafeTensor& t : out->shards_.back()->tensors()) out->tensors_.push_back(&t);

@@ -10,8 +10,6 @@
 namespace million {
 namespace {
 
-constexpr std::string_view kSpace = "\xE2\x96\x81";  // U+2581
-
 std::string byte_token(unsigned byte) {
   constexpr char kDigits[] = "0123456789ABCDEF";
   return {'<', '0', 'x', kDigits[byte >> 4], kDigits[byte & 15], '>'};
@@ -78,18 +76,18 @@ void SentencePiece::rank_scores() {
 /// True when no merge joins a mark of a space to what stands before it. Then the text may be cut
 /// before such marks with the same result, and short words are faster than one long text.
 bool SentencePiece::words_are_independent() const {
-  if (vocabulary_.find_plain(kSpace) < 0) return false;
+  if (vocabulary_.find_plain(kSpaceMark) < 0) return false;
   for (int32_t id = 0; id < vocabulary_.size(); ++id) {
     const std::string_view text = vocabulary_.text(id);
     std::size_t leading = 0;
-    while (text.substr(leading).starts_with(kSpace)) leading += kSpace.size();
-    if (text.find(kSpace, leading) != std::string_view::npos) return false;
+    while (text.substr(leading).starts_with(kSpaceMark)) leading += kSpaceMark.size();
+    if (text.find(kSpaceMark, leading) != std::string_view::npos) return false;
   }
   return true;
 }
 
 std::string SentencePiece::with_spaces_marked(std::string_view piece, TextStart start) const {
-  const bool present = piece[0] == ' ' || piece.starts_with(kSpace);
+  const bool present = piece[0] == ' ' || piece.starts_with(kSpaceMark);
   bool prefix = false;
   switch (vocabulary_.data().space_prefix) {
     case SpacePrefix::kNone:
@@ -105,11 +103,11 @@ std::string SentencePiece::with_spaces_marked(std::string_view piece, TextStart 
       break;
   }
   std::string text;
-  text.reserve(piece.size() + piece.size() / 2 + kSpace.size());
-  if (prefix) text += kSpace;
+  text.reserve(piece.size() + piece.size() / 2 + kSpaceMark.size());
+  if (prefix) text += kSpaceMark;
   for (const char c : piece) {
     if (c == ' ')
-      text += kSpace;
+      text += kSpaceMark;
     else
       text.push_back(c);
   }
@@ -126,8 +124,8 @@ void SentencePiece::encode(std::string_view piece, TextStart start, MergeWord& w
   }
   while (cut_ && !text.empty()) {
     std::size_t end = 0;
-    while (text.substr(end).starts_with(kSpace)) end += kSpace.size();
-    end = std::min(text.find(kSpace, end), text.size());
+    while (text.substr(end).starts_with(kSpaceMark)) end += kSpaceMark.size();
+    end = std::min(text.find(kSpaceMark, end), text.size());
     encode_word(text.substr(0, end), word, out);
     text.remove_prefix(end);
   }
@@ -191,9 +189,9 @@ void SentencePiece::append_bytes(int32_t id, std::string& out) const {
   std::string_view text = vocabulary_.text(id);
   if (vocabulary_.type(id) == kByte)
     return out.push_back(static_cast<char>(parse_byte_token(text)));
-  for (auto at = text.find(kSpace); at != std::string_view::npos; at = text.find(kSpace)) {
+  for (auto at = text.find(kSpaceMark); at != std::string_view::npos; at = text.find(kSpaceMark)) {
     out.append(text.substr(0, at)).push_back(' ');
-    text.remove_prefix(at + kSpace.size());
+    text.remove_prefix(at + kSpaceMark.size());
   }
   out.append(text);
 }

@@ -2,7 +2,7 @@
 #include "lib/model/split_pattern.h"
 
 #include "lib/core/error.h"
-#include "lib/model/gguf.h"
+#include "lib/core/printable.h"
 
 #include <cstddef>
 
@@ -148,6 +148,7 @@ void Translator::set() {
 }
 
 void Translator::group() {
+  if (at(1) == '*') refuse("a verb");  // of PCRE2; it could change the whole expression
   if (at(1) != '?') return copy(1);
   for (const std::string_view head : {"(?:", "(?=", "(?!", "(?<=", "(?<!", "(?>", "(?i:", "(?-i:"})
     if (rest_.starts_with(head)) return copy(head.size());

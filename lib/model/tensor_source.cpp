@@ -3,6 +3,7 @@
 
 #include "kernels/half.h"
 #include "lib/core/error.h"
+#include "lib/core/printable.h"
 #include "lib/model/gguf.h"
 #include "lib/model/safetensors.h"
 
@@ -90,7 +91,9 @@ std::string TensorSource::stored_name(std::string_view name) const {
 }
 
 TensorSource::Stored* TensorSource::find(std::string_view name) {
-  const auto it = tensors_.find(stored_name(name));
+  const std::string stored = stored_name(name);
+  if (stored.empty()) return nullptr;  // the format has no name for it
+  const auto it = tensors_.find(stored);
   return it == tensors_.end() ? nullptr : &it->second;
 }
 const TensorSource::Stored* TensorSource::find(std::string_view name) const {

@@ -2,6 +2,7 @@
 #include "lib/model/tokenizer_files.h"
 
 #include "lib/core/error.h"
+#include "lib/core/printable.h"
 #include "lib/model/gguf.h"
 
 #include <cstring>

@@ -2,7 +2,7 @@
 #include "lib/model/tokenizer_json.h"
 
 #include "lib/core/error.h"
-#include "lib/model/gguf.h"
+#include "lib/core/printable.h"
 
 #include <limits>
 

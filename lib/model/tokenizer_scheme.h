@@ -5,6 +5,7 @@
 #include "lib/model/bpe.h"
 #include "lib/model/vocabulary.h"
 
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -25,6 +26,13 @@ class TokenizerScheme {
   /// True when a text begins with a space that encode() has put there.
   virtual bool adds_space() const { return false; }
 };
+
+/// What stands for a space in SentencePiece's tokens, U+2581.
+inline constexpr std::string_view kSpaceMark = "\xE2\x96\x81";
+
+/// GPT-2's characters of the 256 bytes in UTF-8: printable Latin-1 stays, the rest is counted up
+/// from U+0100 in byte order.
+std::array<std::string, 256> byte_characters();
 
 /// Source: Radford et al. 2019 (byte-level BPE), llama.cpp src/llama-vocab.cpp.
 std::unique_ptr<TokenizerScheme> make_byte_level(const Vocabulary& vocabulary);

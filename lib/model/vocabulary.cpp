@@ -2,7 +2,7 @@
 #include "lib/model/vocabulary.h"
 
 #include "lib/core/error.h"
-#include "lib/model/gguf.h"
+#include "lib/core/printable.h"
 
 #include <algorithm>
 #include <cmath>

@@ -402,9 +402,10 @@ def chat_cases(whole):
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True)
     cases = []
     for name, source in TEMPLATES.items():
-        file = {"mistral1": "first", "mistral2": "first", "zephyr": "llama2"}.get(name, name)
+        shared = {"mistral1": "first", "mistral2": "first", "zephyr": "llama2"}
+        file = (shared | {"llama3.1": "llama3"}).get(name, name)
         t = Tokenizer.from_str(json.dumps(whole[file]))
-        bos = {"llama3": "<|begin_of_text|>"}.get(name, "<s>")
+        bos = {"llama3": "<|begin_of_text|>"}.get(file, "<s>")
         for talk in TALKS:
             messages = [{"role": role, "content": content} for role, content in talk]
             text = environment.from_string(source).render(

@@ -40,7 +40,7 @@ TEMPLATES = {
     ).replace("WITH", PLAIN_SYSTEM),
     "mistral3": inst_template(
         "'[INST] ' + content + '[/INST]'",
-        "' ' + message['content'] + eos_token",
+        "' ' + message['content']|trim + eos_token",
         "{{ bos_token }}",
         "loop.last and system_message is defined",
     ).replace("WITH", PLAIN_SYSTEM),
@@ -65,4 +65,22 @@ TEMPLATES = {
     "{% endfor %}"
     "{% if add_generation_prompt %}"
     r"{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}",
+    "llama3.1": "{{- bos_token }}\n{%- if not date_string is defined %}\n"
+    '    {%- set date_string = "26 Jul 2024" %}\n{%- endif %}\n'
+    "{%- if messages[0]['role'] == 'system' %}\n"
+    "    {%- set system_message = messages[0]['content']|trim %}\n"
+    "    {%- set messages = messages[1:] %}\n"
+    '{%- else %}\n    {%- set system_message = "" %}\n{%- endif %}\n'
+    r'{{- "<|start_header_id|>system<|end_header_id|>\n\n" }}'
+    "\n"
+    r'{{- "Cutting Knowledge Date: December 2023\n" }}'
+    "\n"
+    r'{{- "Today Date: " + date_string + "\n\n" }}'
+    '\n{{- system_message }}\n{{- "<|eot_id|>" }}\n'
+    "{%- for message in messages %}\n"
+    "    {{- '<|start_header_id|>' + message['role'] + "
+    r"'<|end_header_id|>\n\n'+ message['content'] | trim + '<|eot_id|>' }}"
+    "\n{%- endfor %}\n{%- if add_generation_prompt %}\n"
+    r"    {{- '<|start_header_id|>assistant<|end_header_id|>\n\n' }}"
+    "\n{%- endif %}\n",
 }
