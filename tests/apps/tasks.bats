@@ -99,6 +99,31 @@ passkey() {
   [ ! -e rows.jsonl ]
 }
 
+@test "LongBench from its own kind of files: rows, skipped sets, broken lines" {
+  data=$BATS_TEST_DIRNAME/../data/longbench
+  "$bin/kv-eval" "$model" -q --task longbench --data "$data" --lengths 512 --codec fp16 \
+    --codec uniform:bits=4 --json rows.jsonl --samples-json samples.jsonl >table.md 2>err.txt
+  tasks='sorted({r["config"]["task"] for r in rows if r["status"] == "ok"})'
+  [ "$(field rows.jsonl "len($tasks) >= 8")" = True ]
+  ok='for r in rows if r["status"] == "ok"'
+  [ "$(field rows.jsonl "all(0 <= r['metrics']['score']['value'] <= 1 $ok)")" = True ]
+  [ "$(field rows.jsonl "all(r['inputs']['data_sha256'] $ok)")" = True ]
+  none='{r["status"] for r in rows if r["config"]["task"] == "longbench:hotpotqa"}'
+  [ "$(field rows.jsonl "$none")" = "{'skipped'}" ]
+  [ "$(field samples.jsonl 'len(rows) > 16')" = True ]
+  mkdir broken
+  { cat "$data/qasper.jsonl"; echo '{"input": '; } >broken/qasper.jsonl
+  eval="$bin/kv-eval $model -q --task longbench:qasper --lengths 512 --data broken"
+  fails_with 3 "qasper.jsonl:[0-9]+: no valid JSON" $eval
+  run $eval --skip-bad-lines --limit 1
+  [ "$status" = 0 ]
+  grep -q "limited: not a result" <<<"$output"
+  printf '{"input": "q", "context": "caf\xe9", "answers": ["a"]}\n' >broken/qasper.jsonl
+  fails_with 3 "qasper.jsonl:1: .*no UTF-8" $eval
+  echo '{"input": "q", "context": "c", "answers": [""]}' >broken/qasper.jsonl
+  fails_with 3 "no text" $eval
+}
+
 @test "wrong use is one clear line" {
   eval="$bin/kv-eval $model -q"
   fails_with 2 "got 'pass', expected .*passkey" $eval --task pass
