@@ -12,10 +12,6 @@
 namespace million {
 namespace {
 
-double seconds_since(std::chrono::steady_clock::time_point start) {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-}
-
 /// What one method did in a cell.
 struct Lane {
   TokenScores scores;

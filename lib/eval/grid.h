@@ -8,6 +8,7 @@
 #include "lib/model/position_map.h"
 #include "lib/results/run_record.h"
 
+#include <chrono>
 #include <filesystem>
 #include <functional>
 #include <map>
@@ -90,6 +91,11 @@ class Grid {
   GridPlan plan_;
   std::map<std::string, Method> trained_;  ///< by positions, rotation and method
 };
+
+/// Wall time in seconds.
+inline double seconds_since(std::chrono::steady_clock::time_point start) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
 
 /// Error(kUsage) with the last reason when rows were skipped and none is finished.
 void require_any_row(const GridRows& rows);

@@ -284,10 +284,6 @@ double score_number(const TaskInfo&, std::string_view prediction, const TaskSamp
   return first_integer_match(prediction, sample.references.at(0));
 }
 
-double score_all(const TaskInfo&, std::string_view prediction, const TaskSample& sample) {
-  return string_match_all(prediction, sample.references);
-}
-
 TaskInfo number_task(const char* name, const char* summary, const char* source,
                      decltype(TaskInfo::make) make) {
   return {.name = name,

@@ -13,10 +13,6 @@ namespace {
 constexpr const char* kSource =
     "RULER, Hsieh et al., arXiv 2404.06654, NVIDIA/RULER; own random numbers and word lists";
 
-double score_all(const TaskInfo&, std::string_view prediction, const TaskSample& sample) {
-  return string_match_all(prediction, sample.references);
-}
-
 TaskInfo ruler_task(const char* name, const char* summary, bool binary,
                     decltype(TaskInfo::make) make) {
   return {.name = name,

@@ -55,4 +55,8 @@ double string_match_part(std::string_view answer, const std::vector<std::string>
   return found(answer, references) > 0 ? 1.0 : 0.0;
 }
 
+double score_all(const TaskInfo& /*task*/, std::string_view prediction, const TaskSample& sample) {
+  return string_match_all(prediction, sample.references);
+}
+
 }  // namespace million

@@ -2,6 +2,8 @@
 // Scores of generated tasks: does the answer hold what was hidden.
 #pragma once
 
+#include "lib/eval/task.h"
+
 #include <string>
 #include <string_view>
 #include <vector>
@@ -22,5 +24,8 @@ double first_integer_match(std::string_view answer, std::string_view key);
 /// Source: NVIDIA/RULER scripts/eval/synthetic/constants.py, scripts/eval/evaluate.py.
 double string_match_all(std::string_view answer, const std::vector<std::string>& references);
 double string_match_part(std::string_view answer, const std::vector<std::string>& references);
+
+/// TaskInfo::score of tasks whose references must all be named: string_match_all.
+double score_all(const TaskInfo& task, std::string_view prediction, const TaskSample& sample);
 
 }  // namespace million

@@ -19,10 +19,6 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-double seconds_since(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
-}
-
 /// Below this fp16 score a generated task is beyond the model, and what a method does to it says
 /// nothing.
 constexpr double kFloor = 0.5;
